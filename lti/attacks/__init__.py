@@ -1,0 +1,5 @@
+"""Attacks: from what the server observes back to the client's data."""
+
+from lti.attacks.base import ATTACKS, Attack, Observations
+
+__all__ = ["ATTACKS", "Attack", "Observations"]

@@ -1,0 +1,47 @@
+"""LTI: one forward pass of an inverter trained on auxiliary data."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pydantic import Field
+
+from lti.attacks.base import ATTACKS, Attack, Observations
+
+if TYPE_CHECKING:
+    import torch
+
+    from lti.compute import Compute
+    from lti.progress import Progress
+
+__all__ = ["LearningToInvert"]
+
+
+@ATTACKS.register("lti", source="Wu et al. 2023, section 4")
+class LearningToInvert(Attack):
+    """Apply the inverter to what the server received."""
+
+    needs_inverter = True
+
+    inverter: str = Field(description="A key of `inverters`.")
+
+    def reconstruct(
+        self,
+        observations: Observations,
+        *,
+        compute: Compute,
+        seed: int,
+        progress: Progress,
+        checkpoints: Path,
+        inverter: Any = None,
+    ) -> torch.Tensor:
+        """Return the inverter's output (see :class:`lti.attacks.Attack`)."""
+        import torch
+
+        progress.start(total=len(observations.gradient), unit="victims")
+        parts = []
+        for rows in observations.gradient.split(512):
+            parts.append(inverter.invert(rows.to(compute.device)).clamp(0, 1).cpu())
+            progress.advance(len(rows))
+        return torch.cat(parts)

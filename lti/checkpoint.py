@@ -1,0 +1,63 @@
+"""Checkpoints of long work: written whole or not at all, and refused to other settings."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lti.errors import LTIError
+from lti.files import canonical_json, read_tensors, write_tensors
+
+if TYPE_CHECKING:
+    import torch
+
+__all__ = ["Checkpoint"]
+
+
+class Checkpoint:
+    """The latest state of one piece of work.
+
+    Args:
+        path: the file (safetensors).
+        settings: all that the state depends on, JSON-able.
+        every_seconds: the least time between two saves.
+    """
+
+    def __init__(self, path: Path, settings: Mapping[str, Any], *, every_seconds: float) -> None:
+        self.path = path
+        self.settings = dict(settings)
+        self.every_seconds = every_seconds
+        self._saved = time.monotonic()
+
+    def due(self) -> bool:
+        """Return whether enough time has passed since the last save."""
+        return time.monotonic() - self._saved >= self.every_seconds
+
+    def save(self, tensors: Mapping[str, torch.Tensor], *, position: int) -> None:
+        """Write the state after ``position`` units of work, replacing the earlier one."""
+        write_tensors(self.path, tensors, {"settings": self.settings, "position": position})
+        self._saved = time.monotonic()
+
+    def load(self) -> tuple[dict[str, torch.Tensor], int] | None:
+        """Return the saved tensors and position, or None where nothing was saved.
+
+        Raises:
+            LTIError: the file is damaged or of other settings.
+        """
+        if not self.path.exists():
+            return None
+        tensors, metadata = read_tensors(self.path)
+        if canonical_json(metadata.get("settings")) != canonical_json(self.settings):
+            raise LTIError(
+                f"{self.path}: this checkpoint is of other settings.\n"
+                f"  got      {canonical_json(metadata.get('settings'))}\n"
+                f"  expected {canonical_json(self.settings)}\n"
+                f"Delete it to begin anew, or restore the settings."
+            )
+        return tensors, int(metadata["position"])
+
+    def clear(self) -> None:
+        """Remove the file once the work's result is safe."""
+        self.path.unlink(missing_ok=True)

@@ -1,0 +1,52 @@
+"""The command ``lti``: one subcommand a stage of the workflow."""
+
+from __future__ import annotations
+
+import sys
+
+import typer
+
+from lti.errors import LTIError
+from lti.stages.attack import run_attack
+from lti.stages.data import prepare_dataset, select_auxiliary, select_victims
+from lti.stages.draw import draw_reconstructions
+from lti.stages.fl_model import draw_fl_model
+from lti.stages.gradients import compute_gradients, observe
+from lti.stages.measure import measure_attack, summarise_experiment
+from lti.stages.train import train_inverter
+
+__all__ = ["app", "main"]
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Learning To Invert: the stages of the attack chain, as the workflow runs them.",
+)
+for stage in (
+    prepare_dataset,
+    select_auxiliary,
+    select_victims,
+    draw_fl_model,
+    compute_gradients,
+    observe,
+    train_inverter,
+    run_attack,
+    measure_attack,
+    summarise_experiment,
+    draw_reconstructions,
+):
+    app.command()(stage)
+
+
+def main() -> None:
+    """Run the command; print an :class:`lti.errors.LTIError` alone and exit with 2."""
+    try:
+        app()
+    except LTIError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,113 @@
+"""Where a stage computes: threads on the processor, or a GPU that no other stage holds."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, TYPE_CHECKING
+
+from lti.errors import LTIError
+
+if TYPE_CHECKING:
+    import torch
+
+__all__ = ["Compute", "acquire", "matmul_dtype"]
+
+_HELD: list[IO[str]] = []  # leases stay open, and so held, until the process ends
+
+
+@dataclass(frozen=True)
+class Compute:
+    """The device and the number format of matrix products."""
+
+    device: torch.device
+    dtype: torch.dtype
+
+
+def acquire(*, threads: int | None, gpus: int = 0, wait_seconds: float = 3600.0) -> Compute:
+    """Set the thread count and lease a GPU where the workflow granted one.
+
+    Snakemake counts GPUs and assigns none, so processes on one node agree through one
+    lock file a device, taken without blocking and held until exit.
+
+    Args:
+        threads: processor threads for torch; None: torch's default.
+        gpus: GPUs granted (0 or 1 are used). 0 computes on the processor.
+        wait_seconds: how long to wait for a device that another process holds.
+
+    Raises:
+        LTIError: a GPU was granted, there are some, and all stay held.
+    """
+    import torch
+
+    if threads is not None:
+        torch.set_num_threads(threads)
+    if gpus > 0:
+        index = _lease(wait_seconds)
+        if index is not None:
+            os.environ["CUDA_VISIBLE_DEVICES"] = index
+            if torch.cuda.is_available():
+                device = torch.device("cuda", 0)
+                return Compute(device, matmul_dtype(device))
+    device = torch.device("cpu")
+    return Compute(device, matmul_dtype(device))
+
+
+def matmul_dtype(device: torch.device) -> torch.dtype:
+    """Return bfloat16 where the hardware multiplies in it faster, otherwise float32."""
+    import torch
+
+    if device.type == "cuda":
+        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float32
+    fast = torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    return torch.bfloat16 if fast and _cpu_has_native_bf16() else torch.float32
+
+
+def _cpu_has_native_bf16() -> bool:
+    import torch
+
+    probe = getattr(torch.cpu, "_is_avx512_bf16_supported", None)
+    if probe is not None:
+        return bool(probe())
+    try:
+        return "avx512_bf16" in Path("/proc/cpuinfo").read_text()
+    except OSError:
+        return False
+
+
+def _visible_gpus() -> list[str]:
+    """Return device identifiers without starting CUDA in this process."""
+    granted = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if granted is not None:
+        return [item.strip() for item in granted.split(",") if item.strip() not in ("", "-1")]
+    root = Path("/proc/driver/nvidia/gpus")
+    return [str(i) for i in range(len(list(root.iterdir())))] if root.is_dir() else []
+
+
+def _lease(wait_seconds: float) -> str | None:
+    candidates = _visible_gpus()
+    if not candidates:
+        return None
+    folder = Path(tempfile.gettempdir()) / f"lti-gpu-{os.getuid()}"
+    folder.mkdir(mode=0o700, exist_ok=True)
+    deadline = time.monotonic() + wait_seconds
+    while True:
+        for index in candidates:
+            lock = (folder / f"{index.replace('/', '_')}.lock").open("w")
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                lock.close()
+                continue
+            _HELD.append(lock)
+            return index
+        if time.monotonic() > deadline:
+            raise LTIError(
+                f"all GPUs ({', '.join(candidates)}) stayed held for {wait_seconds:.0f} s by other "
+                f"stages. Lower --resources gpu=N to the number of devices on this machine."
+            )
+        time.sleep(0.5)

@@ -1,0 +1,155 @@
+"""The configuration: one typed schema, checked before the first job."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from lti.attacks import ATTACKS
+from lti.data.dataset import DATASETS
+from lti.defenses import DEFENSES
+from lti.errors import LTIError
+from lti.fl_models import FL_MODELS
+from lti.gradients.store_format import StoreSettings
+from lti.inverters import INVERTERS
+from lti.metrics import METRICS
+from lti.registry import Registry, describe_validation_error
+
+__all__ = ["Auxiliary", "Config", "Experiment", "Victims", "parse_config"]
+
+IDENTIFIER = re.compile(r"[a-z0-9]+([-._][a-z0-9]+)*")
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Auxiliary(_Section):
+    """The attacker's auxiliary set."""
+
+    size: int = Field(ge=16, description="Samples.")
+    seed: int = Field(0, description="Root seed of the selection.")
+    mirrored: bool = Field(
+        True, description="Also store the gradients of the mirrored images, for augmentation."
+    )
+
+
+class Victims(_Section):
+    """The clients' data."""
+
+    size: int = Field(ge=1, description="Samples.")
+    seed: int = Field(0, description="Root seed of the selection and of the defense's draws.")
+
+
+class Experiment(_Section):
+    """A grid of cells, reported together."""
+
+    title: str = Field(description="Heading of the table and the figures.")
+    dataset: str = Field(description="A key of `datasets`.")
+    fl_models: list[str] = Field(min_length=1, description="Keys of `fl_models`.")
+    batch_sizes: list[int] = Field([1], min_length=1, description="Samples per client batch.")
+    defenses: list[str] = Field(min_length=1, description="Keys of `defenses`.")
+    attacks: list[str] = Field(min_length=1, description="Keys of `attacks`.")
+    auxiliary: Auxiliary
+    victims: Victims
+    metrics: list[str] = Field(["mse", "psnr", "ssim"], min_length=1, description="Metrics.")
+    pictured: int = Field(12, ge=1, description="Victims shown in the picture.")
+    picture_seed: int = Field(0, description="Root seed of the choice of the pictured victims.")
+
+
+class Config(_Section):
+    """The whole configuration."""
+
+    results: str = Field("results", description="Folder for everything that is computed.")
+    store: StoreSettings = Field(
+        default_factory=StoreSettings, description="The gradient store's layout."
+    )
+    datasets: dict[str, dict[str, Any]] = Field(description="Data sets by identifier.")
+    fl_models: dict[str, dict[str, Any]] = Field(description="FL models by identifier.")
+    defenses: dict[str, dict[str, Any]] = Field(description="Defenses by identifier.")
+    inverters: dict[str, dict[str, Any]] = Field(description="Inverters by identifier.")
+    attacks: dict[str, dict[str, Any]] = Field(description="Attacks by identifier.")
+    experiments: dict[str, Experiment] = Field(description="Experiments by identifier.")
+
+
+SECTIONS: dict[str, Registry[Any]] = {
+    "datasets": DATASETS,
+    "fl_models": FL_MODELS,
+    "defenses": DEFENSES,
+    "inverters": INVERTERS,
+    "attacks": ATTACKS,
+}
+
+
+def parse_config(values: Mapping[str, Any]) -> Config:
+    """Check a configuration, references and every entry's settings included.
+
+    Raises:
+        LTIError: a key or value is wrong; the message has the key, the value and what is
+            allowed, a line a problem.
+    """
+    try:
+        config = Config.model_validate(dict(values))
+    except ValidationError as error:
+        raise LTIError(describe_validation_error(error, where="", model=Config)) from None
+    problems: list[str] = []
+
+    def attempt(check: Any) -> None:
+        try:
+            check()
+        except LTIError as error:
+            problems.append(str(error))
+
+    for section, registry in SECTIONS.items():
+        for key, settings in getattr(config, section).items():
+            where = f"{section}.{key}"
+            attempt(lambda where=where, key=key: _check_identifier(where, key))
+            attempt(lambda r=registry, s=settings, where=where: r.parse(s, where=where))
+    for key, experiment in config.experiments.items():
+        attempt(lambda key=key: _check_identifier(f"experiments.{key}", key))
+        attempt(lambda key=key, e=experiment: _check_experiment(config, f"experiments.{key}", e))
+    for key, settings in config.attacks.items():
+        if "inverter" in settings:
+            attempt(
+                lambda key=key, s=settings: _known(
+                    f"attacks.{key}.inverter", s["inverter"], config.inverters
+                )
+            )
+    if problems:
+        raise LTIError("\n".join(problems))
+    return config
+
+
+def _check_identifier(where: str, key: str) -> None:
+    if not IDENTIFIER.fullmatch(key):
+        raise LTIError(
+            f"{where}: got identifier {key!r}; expected lower-case letters, digits, single dots "
+            f"and dashes, since it becomes part of file names. Rename it."
+        )
+
+
+def _known(where: str, value: Any, known: Any) -> None:
+    if value not in known:
+        raise LTIError(f"{where}: got {value!r}; allowed: {', '.join(sorted(known))}")
+
+
+def _check_experiment(config: Config, where: str, experiment: Experiment) -> None:
+    _known(f"{where}.dataset", experiment.dataset, config.datasets)
+    for axis in ("fl_models", "defenses", "attacks"):
+        for value in getattr(experiment, axis):
+            _known(f"{where}.{axis}", value, getattr(config, axis))
+    for value in experiment.metrics:
+        _known(f"{where}.metrics", value, METRICS)
+    for batch_size in experiment.batch_sizes:
+        if batch_size != 1:
+            raise LTIError(
+                f"{where}.batch_sizes: got {batch_size}; allowed: 1. Larger batches are not built."
+            )
+    if experiment.pictured > experiment.victims.size:
+        raise LTIError(
+            f"{where}.pictured: got {experiment.pictured}; allowed: 1 to the number of victims, "
+            f"{experiment.victims.size}"
+        )

@@ -1,0 +1,82 @@
+"""What every defense states.
+
+A defense is split in two: a deterministic part, whose result the gradient store keeps,
+and a random part, which is drawn afresh whenever a training batch is made and once for
+the victim. Hashing is linear and lies between the two, so the random part is told how
+many coordinates each entry sums up.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+from lti.gradients.encoding import Encoding
+from lti.registry import Registry, Settings
+
+if TYPE_CHECKING:
+    import torch
+
+__all__ = ["DEFENSES", "Defense", "Matching"]
+
+Matching = Literal["cosine", "sign", "nonzero-cosine"]
+"""See :mod:`lti.attacks.matching`."""
+
+
+class Defense(Settings):
+    """Base of all defenses. The defaults are those of the undefended gradient."""
+
+    encoding: ClassVar[Encoding] = "scaled-float16"
+    """How the store keeps the deterministic part."""
+    compress: ClassVar[bool] = False
+    """Whether a lossless codec pays on the deterministic part."""
+    is_deterministic_identity: ClassVar[bool] = False
+    """True where the deterministic part changes nothing: the store of ``none`` serves."""
+    is_random: ClassVar[bool] = False
+    """True where there is a random part."""
+    matching: ClassVar[Matching] = "cosine"
+    """The distance by which gradient matching compares with what was received."""
+
+    def deterministic(self, gradient: torch.Tensor) -> torch.Tensor:
+        """Apply the deterministic part.
+
+        Args:
+            gradient: ``(b, p)`` float32, one whole flattened gradient a row.
+
+        Returns:
+            ``(b, p)`` float32.
+        """
+        return gradient
+
+    def randomise(
+        self,
+        gradient: torch.Tensor,
+        *,
+        generator: torch.Generator,
+        counts: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """Apply the random part; may write into ``gradient``.
+
+        Args:
+            gradient: ``(b, k)`` float32, the deterministic part, perhaps hashed.
+            generator: where the draw comes from, on the gradient's device.
+            counts: ``(k,)``, how many coordinates each entry sums up; None: one each.
+
+        Returns:
+            ``(b, k)`` float32.
+        """
+        return gradient
+
+    def defend(self, gradient: torch.Tensor, *, generator: torch.Generator) -> torch.Tensor:
+        """Apply the whole defense to ``(b, p)`` gradients, as a client does."""
+        return self.randomise(self.deterministic(gradient), generator=generator)
+
+
+DEFENSES: Registry[Defense] = Registry(
+    "defenses",
+    modules={
+        "gauss": "lti.defenses.gauss",
+        "none": "lti.defenses.none",
+        "prune": "lti.defenses.prune",
+        "sign": "lti.defenses.sign",
+    },
+)

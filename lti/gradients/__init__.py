@@ -1,0 +1,1 @@
+"""Per-sample gradients, their projections, and the store that keeps them."""

@@ -1,0 +1,87 @@
+"""What every inverter states: how its network is built and how it is trained."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+from pydantic import Field
+
+from lti.registry import Registry, Settings
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+    from lti.gradients.layout import ParameterLayout
+
+__all__ = ["INVERTERS", "Inverter", "TrainingSample"]
+
+
+@dataclass(frozen=True)
+class TrainingSample:
+    """The part of the training data that a network's fixed statistics are taken from."""
+
+    rows: torch.Tensor
+    """``(m, p)`` float32 defended gradients."""
+    image: torch.Tensor
+    """``(k, *sample_shape)`` float32 in [0, 1]; not the same samples as ``rows``."""
+
+
+class Inverter(Settings):
+    """Base of all inverters (presets): architecture and training settings.
+
+    ``network`` returns a module of two parts with their statistics as buffers: ``encoder``
+    maps ``(b, p)`` float32 gradients to ``(b, k)`` inputs, is fixed, and may be applied once
+    and for all where the defense is deterministic; ``decoder`` maps those to
+    ``(b, *sample_shape)`` images and is trained.
+    """
+
+    precision: ClassVar[Literal["float32", "fastest"]] = "fastest"
+    """Format of the decoder's matrix products; ``fastest``: bfloat16 where it pays."""
+
+    seed: int = Field(0, description="Root seed of weights, order, noise and dropout.")
+    epochs: int = Field(ge=1, description="Passes over the auxiliary set.")
+    batch_size: int = Field(256, ge=1, description="Samples a step.")
+    learning_rate: float = Field(1e-3, gt=0, description="Peak learning rate.")
+    use_mirrored: bool = Field(
+        False, description="Also train on mirrored images, one of the two views an epoch."
+    )
+    holdout: float = Field(
+        0.02, gt=0, lt=1, description="Share of the auxiliary set kept for choosing the epoch."
+    )
+    checkpoint_seconds: float = Field(60.0, ge=0, description="Time between checkpoints.")
+
+    @abstractmethod
+    def statistics(
+        self, layout: ParameterLayout, sample: TrainingSample
+    ) -> dict[str, torch.Tensor]:
+        """Return the network's buffers, by their names in its ``state_dict``."""
+
+    @abstractmethod
+    def network(
+        self,
+        layout: ParameterLayout,
+        sample_shape: Sequence[int],
+        statistics: Mapping[str, torch.Tensor],
+    ) -> nn.Module:
+        """Return the network with these statistics and initial weights.
+
+        The weights are drawn from torch's global stream. ``statistics`` may hold more (a
+        whole ``state_dict``, when a trained network is read); only the buffers are used.
+        """
+
+    @abstractmethod
+    def optimizer(self, parameters: Iterator[nn.Parameter]) -> torch.optim.Optimizer:
+        """Return the optimizer of the decoder's parameters."""
+
+    @abstractmethod
+    def learning_rate_factor(self, progress: float) -> float:
+        """Return the factor on the peak learning rate after a share of training in [0, 1)."""
+
+
+INVERTERS: Registry[Inverter] = Registry(
+    "inverters", modules={"paper": "lti.inverters.paper", "tuned": "lti.inverters.tuned"}
+)

@@ -1,0 +1,141 @@
+"""What an inverter is trained on: encoded gradients beside their images."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import nn
+
+from lti.compute import Compute
+from lti.data.selection import to_float
+from lti.gradients.batches import TrainingRows
+from lti.inverters.base import Inverter, TrainingSample
+from lti.seeding import derive_seed, torch_generator
+
+if TYPE_CHECKING:
+    from lti.defenses import Defense
+    from lti.gradients.layout import ParameterLayout
+    from lti.gradients.store import GradientStore
+
+__all__ = ["AuxiliaryData", "TrainingInputs", "held_out_inputs", "statistics_sample", "targets"]
+
+SAMPLE_ROWS = 8192  # for the fixed statistics of the encoder and the decoder
+ENCODE_ROWS = 1024  # encoded at once; bounds the memory
+
+
+@dataclass(frozen=True)
+class AuxiliaryData:
+    """The attacker's data with their gradients, ``views`` consecutive rows a sample."""
+
+    store: GradientStore
+    image: torch.Tensor
+    """uint8 ``(n, c, h, w)``; view 1 of a sample is its mirror image."""
+    views: int
+    defense: Defense
+    layout: ParameterLayout
+
+
+class TrainingInputs:
+    """Encoded training inputs: once for all where nothing is random, else a batch at a time."""
+
+    def __init__(
+        self,
+        data: AuxiliaryData,
+        rows: range,
+        *,
+        encoder: nn.Module,
+        compute: Compute,
+        memory_mib: float,
+    ) -> None:
+        self._data, self._rows = data, rows
+        self._encoder, self._compute = encoder, compute
+        self._encoded: torch.Tensor | None = None
+        width = encoder(data.store.rows(rows.start, rows.start + 1).to(compute.device)).shape[1]
+        size = len(rows) * width * compute.dtype.itemsize
+        if not data.defense.is_random and size <= memory_mib * 2**20:
+            self._encoded = torch.empty(
+                (len(rows), width), dtype=compute.dtype, device=compute.device
+            )
+            for start in range(rows.start, rows.stop, ENCODE_ROWS):
+                stop = min(start + ENCODE_ROWS, rows.stop)
+                block = encoder(data.store.rows(start, stop).to(compute.device))
+                self._encoded[start - rows.start : stop - rows.start] = block
+        else:
+            self._source = TrainingRows(
+                data.store, rows=rows, memory_mib=memory_mib, device=compute.device
+            )
+
+    def epoch(
+        self, batch_size: int, *, seed: int, mirrored: bool
+    ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        """Yield ``(row indices, inputs)``: every sample once, in one of its views."""
+        noise = torch_generator(seed, "noise", device=self._compute.device)
+        order = torch_generator(seed, "order")
+        views = self._data.views
+        sample = torch.randperm(len(self._rows) // views, generator=order)
+        view = torch.zeros_like(sample)
+        if mirrored:
+            view = torch.randint(views, sample.shape, generator=order)
+        if self._encoded is None and not self._source.resident:
+            # Streamed rows come with all views; those that were not drawn are dropped.
+            drawn = torch.zeros(len(self._rows), dtype=torch.bool)
+            drawn[sample * views + view] = True
+            drawn = drawn.to(self._compute.device)
+            for index, rows in self._source.epoch(
+                batch_size * views, seed=derive_seed(seed, "stream")
+            ):
+                kept = drawn[index]
+                if kept.any():
+                    yield index[kept], self._encode(rows[kept], noise)
+            return
+        for index in (sample * views + view).to(self._compute.device).split(batch_size):
+            if self._encoded is not None:
+                yield index, self._encoded.index_select(0, index)
+            else:
+                yield index, self._encode(self._source.take(index), noise)
+
+    def _encode(self, rows: torch.Tensor, noise: torch.Generator) -> torch.Tensor:
+        inputs: torch.Tensor = self._encoder(self._data.defense.randomise(rows, generator=noise))
+        return inputs
+
+
+def statistics_sample(settings: Inverter, data: AuxiliaryData, samples: int) -> TrainingSample:
+    """Draw what the network's fixed statistics are taken from; gradients and images apart."""
+    order = torch.randperm(samples, generator=torch_generator(settings.seed, "statistics"))
+    stop = min(SAMPLE_ROWS * data.views, samples * data.views)
+    rows = data.store.rows(0, stop)[:: data.views]  # the auxiliary set is in random order
+    noise = torch_generator(settings.seed, "statistics", "noise")
+    return TrainingSample(
+        data.defense.randomise(rows, generator=noise), to_float(data.image[order[:SAMPLE_ROWS]])
+    )
+
+
+def targets(image: torch.Tensor, index: torch.Tensor, views: int) -> torch.Tensor:
+    """Return what rows ``index`` of the store are gradients of: float32 images in [0, 1]."""
+    target = to_float(image.index_select(0, index // views))
+    mirrored = (index % views == 1)[:, None, None, None]
+    return torch.where(mirrored, target.flip(3), target)
+
+
+@torch.no_grad()
+def held_out_inputs(
+    settings: Inverter,
+    data: AuxiliaryData,
+    samples: range,
+    *,
+    encoder: nn.Module,
+    compute: Compute,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the encoded held-out inputs, noise drawn once, and their images."""
+    noise = torch_generator(settings.seed, "held-out", device=compute.device)
+    encoded = []
+    for start in range(samples.start, samples.stop, ENCODE_ROWS):
+        stop = min(start + ENCODE_ROWS, samples.stop)
+        rows = data.store.rows(start * data.views, stop * data.views)[:: data.views]
+        rows = data.defense.randomise(rows.to(compute.device), generator=noise)
+        encoded.append(encoder(rows).to(compute.dtype))
+    image = to_float(data.image[samples.start : samples.stop])
+    return torch.cat(encoded), image.to(compute.device)

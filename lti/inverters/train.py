@@ -1,0 +1,221 @@
+"""Training an inverter."""
+
+from __future__ import annotations
+
+import math
+import time
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+from lti.checkpoint import Checkpoint
+from lti.compute import Compute
+from lti.errors import LTIError
+from lti.inverters.base import Inverter
+from lti.inverters.inputs import (
+    AuxiliaryData,
+    TrainingInputs,
+    held_out_inputs,
+    statistics_sample,
+    targets,
+)
+from lti.inverters.trained import TrainedInverter, decode
+from lti.seeding import derive_seed
+
+if TYPE_CHECKING:
+    from lti.progress import Progress
+
+__all__ = ["HISTORY", "train_inverter"]
+
+HISTORY = (
+    "epoch",
+    "train_mse",
+    "held_out_mse",
+    "learning_rate",
+    "seconds",
+    "samples_per_second",
+    "peak_memory_mib",
+)
+EVALUATE_ROWS = 1024
+
+
+def train_inverter(
+    settings: Inverter,
+    data: AuxiliaryData,
+    *,
+    compute: Compute,
+    checkpoint: Checkpoint,
+    progress: Progress,
+    memory_mib: float = 4096.0,
+) -> tuple[TrainedInverter, list[dict[str, Any]]]:
+    """Train an inverter and keep the epoch that is best on held-out auxiliary data.
+
+    The last ``holdout`` share of the auxiliary set is never trained on. Every random draw
+    comes from a stream named after the epoch, so a run that was interrupted and resumed
+    ends with the same weights, bit for bit, as one that was not.
+
+    Args:
+        settings: the preset.
+        data: the auxiliary set with its stored gradients.
+        compute: where to run.
+        checkpoint: state for resuming, written between epochs.
+        progress: told of every step.
+        memory_mib: host memory for training rows.
+
+    Returns:
+        the trained inverter, and one record per epoch: ``epoch``, ``train_mse``,
+        ``held_out_mse``, ``learning_rate``, ``seconds``, ``samples_per_second``,
+        ``peak_memory_mib``.
+
+    Raises:
+        LTIError: store and auxiliary set do not fit, a checkpoint of other settings, or a
+            loss that is not finite.
+    """
+    samples = len(data.image)
+    if data.store.n_rows != samples * data.views:
+        raise LTIError(
+            f"{data.store.path}: {data.store.n_rows} rows for {samples} samples in {data.views} "
+            f"views; expected {samples * data.views}. Delete it and run the same command again."
+        )
+    held = max(8, round(samples * settings.holdout))
+    rows = range((samples - held) * data.views)
+    if not rows:
+        raise LTIError(f"{samples} auxiliary samples; expected more than {held}. Use more.")
+
+    torch.manual_seed(derive_seed(settings.seed, "weights"))
+    sample_shape = data.image.shape[1:]
+    statistics = settings.statistics(data.layout, statistics_sample(settings, data, samples - held))
+    network = settings.network(data.layout, sample_shape, statistics).to(compute.device)
+    inputs = TrainingInputs(
+        data, rows, encoder=network.encoder, compute=compute, memory_mib=memory_mib
+    )
+    held_out = held_out_inputs(
+        settings,
+        data,
+        range(samples - held, samples),
+        encoder=network.encoder,
+        compute=compute,
+    )
+    image = data.image.to(compute.device)
+
+    optimizer = settings.optimizer(network.decoder.parameters())
+    steps = -(-(samples - held) // settings.batch_size)
+    history: list[dict[str, Any]] = []
+    best = {"mse": float("inf"), "weights": _copy(network.decoder)}
+    if (saved := checkpoint.load()) is not None:
+        _restore(saved[0], network.decoder, optimizer, history, best)
+    progress.start(total=settings.epochs * (samples - held), unit="samples")
+    progress.skip(len(history) * (samples - held))
+
+    for epoch in range(len(history), settings.epochs):
+        began = time.monotonic()
+        seed = derive_seed(settings.seed, "epoch", epoch)
+        torch.manual_seed(derive_seed(seed, "dropout"))
+        network.train()
+        total = torch.zeros((), device=compute.device)
+        batches = inputs.epoch(settings.batch_size, seed=seed, mirrored=settings.use_mirrored)
+        for step, (index, batch) in enumerate(batches):
+            factor = settings.learning_rate_factor((epoch + step / steps) / settings.epochs)
+            for group in optimizer.param_groups:
+                group["lr"] = settings.learning_rate * factor
+            target = targets(image, index, data.views)
+            output = decode(network.decoder, batch, compute, settings.precision)
+            loss = functional.mse_loss(output, target)
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            optimizer.step()
+            total += loss.detach() * len(index)
+            progress.advance(len(index), epoch=epoch + 1, mse=loss.detach())
+        network.eval()
+        mse = _evaluate(network.decoder, held_out, compute, settings.precision)
+        seconds = time.monotonic() - began
+        history.append(
+            {
+                "epoch": epoch + 1,
+                "train_mse": float(total) / (samples - held),
+                "held_out_mse": mse,
+                "learning_rate": settings.learning_rate * factor,
+                "seconds": seconds,
+                "samples_per_second": (samples - held) / seconds,
+                "peak_memory_mib": _peak_memory_mib(compute),
+            }
+        )
+        if not math.isfinite(history[-1]["train_mse"]):
+            raise LTIError(
+                f"the loss of epoch {epoch + 1} is {history[-1]['train_mse']}; expected a finite "
+                f"number. Lower the learning rate ({settings.learning_rate:g})."
+            )
+        if mse < best["mse"]:
+            best = {"mse": mse, "weights": _copy(network.decoder)}
+        if checkpoint.due() and epoch + 1 < settings.epochs:
+            checkpoint.save(_state(network.decoder, optimizer, history, best), position=epoch + 1)
+    network.decoder.load_state_dict(best["weights"])
+    trained = TrainedInverter(settings, data.layout, sample_shape, network=network, compute=compute)
+    return trained, history
+
+
+@torch.no_grad()
+def _evaluate(
+    decoder: nn.Module,
+    held_out: tuple[torch.Tensor, torch.Tensor],
+    compute: Compute,
+    precision: str,
+) -> float:
+    total = 0.0
+    for inputs, image in zip(*(part.split(EVALUATE_ROWS) for part in held_out), strict=True):
+        output = decode(decoder, inputs, compute, precision).clamp(0, 1)
+        total += float(functional.mse_loss(output, image, reduction="sum"))
+    return total / held_out[1].numel()
+
+
+def _copy(decoder: nn.Module) -> dict[str, torch.Tensor]:
+    return {key: value.detach().clone() for key, value in decoder.state_dict().items()}
+
+
+def _state(
+    decoder: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    history: list[dict[str, Any]],
+    best: dict[str, Any],
+) -> dict[str, torch.Tensor]:
+    state = {f"weights/{key}": value for key, value in decoder.state_dict().items()}
+    state |= {f"best/{key}": value for key, value in best["weights"].items()}
+    for number, slots in optimizer.state_dict()["state"].items():
+        state |= {f"optimizer/{number}/{key}": value for key, value in slots.items()}
+    table = [[float(record[key]) for key in HISTORY] for record in history]
+    return state | {
+        "history": torch.tensor(table, dtype=torch.float64),
+        "best_mse": torch.tensor(best["mse"], dtype=torch.float64),
+    }
+
+
+def _restore(
+    state: dict[str, torch.Tensor],
+    decoder: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    history: list[dict[str, Any]],
+    best: dict[str, Any],
+) -> None:
+    def part(prefix: str) -> dict[str, torch.Tensor]:
+        return {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
+
+    decoder.load_state_dict(part("weights/"))
+    slots: dict[int, dict[str, torch.Tensor]] = {}
+    for key, value in part("optimizer/").items():
+        number, _, name = key.partition("/")
+        slots.setdefault(int(number), {})[name] = value
+    optimizer.load_state_dict({**optimizer.state_dict(), "state": slots})
+    best |= {"mse": float(state["best_mse"]), "weights": part("best/")}
+    for record in state["history"].tolist():
+        history.append(dict(zip(HISTORY, record, strict=True)))
+        history[-1]["epoch"] = int(history[-1]["epoch"])
+
+
+def _peak_memory_mib(compute: Compute) -> float:
+    if compute.device.type == "cuda":
+        return torch.cuda.max_memory_allocated(compute.device) / 2**20
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024

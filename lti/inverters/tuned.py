@@ -1,0 +1,95 @@
+"""This project's inverter: factored inputs, a residual network, principal components."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from pydantic import Field
+
+from lti.inverters.base import INVERTERS, Inverter, TrainingSample
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+    from lti.gradients.layout import ParameterLayout
+
+__all__ = ["TunedInverter"]
+
+
+@INVERTERS.register("tuned", source="this project; docs/inverters.md")
+class TunedInverter(Inverter):
+    """A residual network from encoded gradients to principal components of the images.
+
+    Inputs: :mod:`lti.inverters.encoder`. AdamW without weight decay, linear warm-up over
+    5 % of the steps, then a cosine to zero. Trained on mirrored images too.
+    """
+
+    epochs: int = Field(8, ge=1, description="Passes over the auxiliary set.")
+    learning_rate: float = Field(1e-3, gt=0, description="Peak learning rate of AdamW.")
+    use_mirrored: bool = Field(True, description="Train on mirrored images too.")
+    hidden: int = Field(2048, ge=1, description="Width of the residual network.")
+    components: int = Field(768, ge=1, description="Principal components of the images.")
+    whitening: float = Field(0.5, ge=0, le=1, description="Power of the inputs' whitening.")
+    whiten_all: bool = Field(
+        True, description="Whiten all dense parameters, not only inputs of linear layers."
+    )
+    warm_up: float = Field(0.05, ge=0, lt=1, description="Share of the steps.")
+
+    def statistics(
+        self, layout: ParameterLayout, sample: TrainingSample
+    ) -> dict[str, torch.Tensor]:
+        """Return the encoder's statistics, and mean and components of the images."""
+        from lti.inverters.decoder import image_components
+        from lti.inverters.encoder import encoder_statistics
+
+        encoder = encoder_statistics(
+            layout, sample.rows, power=self.whitening, whiten_all=self.whiten_all
+        )
+        mean, components = image_components(sample.image, self.components)
+        return {
+            **{f"encoder.{name}": value for name, value in encoder.items()},
+            "decoder.mean": mean,
+            "decoder.components": components,
+        }
+
+    def network(
+        self,
+        layout: ParameterLayout,
+        sample_shape: Sequence[int],
+        statistics: Mapping[str, torch.Tensor],
+    ) -> nn.Module:
+        """Return the network (see :class:`lti.inverters.Inverter`)."""
+        from torch import nn
+
+        from lti.inverters.decoder import ResidualDecoder
+        from lti.inverters.encoder import GradientEncoder
+
+        prefix = "encoder."
+        encoder = GradientEncoder(
+            layout,
+            {k.removeprefix(prefix): v for k, v in statistics.items() if k.startswith(prefix)},
+        )
+        decoder = ResidualDecoder(
+            encoder.width,
+            sample_shape,
+            hidden=self.hidden,
+            mean=statistics["decoder.mean"],
+            components=statistics["decoder.components"],
+        )
+        return nn.ModuleDict({"encoder": encoder, "decoder": decoder})
+
+    def optimizer(self, parameters: Iterator[nn.Parameter]) -> torch.optim.Optimizer:
+        """Return AdamW without weight decay."""
+        import torch
+
+        return torch.optim.AdamW(
+            parameters, lr=self.learning_rate, betas=(0.9, 0.99), weight_decay=0.0, fused=True
+        )
+
+    def learning_rate_factor(self, progress: float) -> float:
+        """Return the warm-up and the cosine."""
+        cosine = 0.5 * (1 + math.cos(math.pi * progress))
+        return cosine * (min(1.0, progress / self.warm_up) if self.warm_up else 1.0)

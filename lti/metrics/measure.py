@@ -1,0 +1,120 @@
+"""The metric stage: one tidy row per victim."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lti.errors import LTIError
+from lti.files import atomic_path
+from lti.metrics.base import METRICS, Metric
+from lti.metrics.matching import match_victims
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
+    import pandas as pd
+
+__all__ = ["RUN_COLUMNS", "VICTIM_COLUMNS", "measure", "read_metrics", "write_metrics"]
+
+RUN_COLUMNS = (
+    "dataset",
+    "fl_model",
+    "batch_size",
+    "defense",
+    "attack",
+    "variant",
+    "auxiliary",
+    "seed",
+)
+"""What every victim of one run shares; taken from the reconstructions' metadata."""
+
+VICTIM_COLUMNS = ("victim", "index", "label")
+"""The position among the victims, the index in the source split, the class."""
+
+DEFAULT_METRICS = ("mse", "psnr", "ssim")
+
+
+def measure(
+    victims: Mapping[str, npt.NDArray[Any]],
+    reconstructions: Mapping[str, npt.NDArray[Any]],
+    metadata: Mapping[str, Any],
+    *,
+    metrics: Sequence[str | Metric] = DEFAULT_METRICS,
+) -> pd.DataFrame:
+    """Compare every reconstruction with its victim.
+
+    Inside a batch the reconstructions are first matched to the victims
+    (:func:`lti.metrics.matching.match_batches`); all metrics clamp to [0, 1].
+
+    Args:
+        victims: ``image`` uint8 (n, 3, 32, 32), ``label`` and ``index`` int64 (n,).
+        reconstructions: ``reconstruction`` float32 (n_batches, B, 3, 32, 32).
+        metadata: of the reconstructions; the keys of :data:`RUN_COLUMNS`, of which
+            ``variant`` and ``auxiliary`` may be absent or empty.
+        metrics: names of registered metrics or metrics with settings of their own.
+
+    Returns:
+        One row per covered victim, in the victims' order: :data:`RUN_COLUMNS`,
+        :data:`VICTIM_COLUMNS`, then one column per metric.
+
+    Raises:
+        LTIError: metadata missing, arrays that do not fit, or values that are not finite.
+    """
+    import pandas as pd
+
+    run = {"variant": "", "auxiliary": "", **metadata}
+    missing = [key for key in RUN_COLUMNS if key not in run]
+    if missing:
+        raise LTIError(
+            f"the reconstructions' metadata lacks {', '.join(missing)}; expected all of "
+            f"{', '.join(RUN_COLUMNS)}. Run the attack again with this version."
+        )
+    truth, matched = match_victims(victims, reconstructions)
+    batch_size = reconstructions["reconstruction"].shape[1]
+    if run["batch_size"] != batch_size:
+        raise LTIError(
+            f"metadata says batch size {run['batch_size']!r}, the reconstructions hold batches "
+            f"of {batch_size}; expected the same. Run the attack again."
+        )
+    n = len(truth)
+    columns: dict[str, Any] = {key: run[key] for key in RUN_COLUMNS}
+    columns["victim"] = range(n)
+    for key in ("index", "label"):
+        if key not in victims or len(victims[key]) != len(victims["image"]):
+            raise LTIError(
+                f"the victims need an array {key!r} with one value per image; got arrays "
+                f"{sorted(victims)}. Write the victims again."
+            )
+        columns[key] = victims[key][:n]
+    for entry in metrics:
+        metric = METRICS[entry]() if isinstance(entry, str) else entry
+        columns[metric.name] = metric(truth, matched)
+    return pd.DataFrame(columns)
+
+
+def write_metrics(path: Path | str, frame: pd.DataFrame) -> None:
+    """Write the rows of :func:`measure` as CSV, atomically: equal rows give equal bytes."""
+    with atomic_path(path) as temporary:
+        frame.to_csv(temporary, index=False, float_format="%.9g", lineterminator="\n")
+
+
+def read_metrics(path: Path | str) -> pd.DataFrame:
+    """Read what :func:`write_metrics` wrote.
+
+    Raises:
+        LTIError: the file is missing or not such a table.
+    """
+    import pandas as pd
+
+    remedy = "Delete it and run the same command again."
+    # Names stay text: 'none' and an empty auxiliary set are values here, not missing data.
+    text = dict.fromkeys(("dataset", "fl_model", "defense", "attack", "variant", "auxiliary"), str)
+    try:
+        frame = pd.read_csv(path, dtype=text, keep_default_na=False)
+    except (OSError, ValueError) as error:
+        raise LTIError(f"{path}: cannot be read as a table ({error}). {remedy}") from None
+    missing = [key for key in (*RUN_COLUMNS, *VICTIM_COLUMNS) if key not in frame]
+    if missing:
+        raise LTIError(f"{path}: lacks the columns {', '.join(missing)}. {remedy}")
+    return frame

@@ -1,0 +1,215 @@
+"""The summary: one row per cell and metric, with a bootstrap interval and the paper's value."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any
+
+from lti.errors import LTIError
+from lti.metrics.base import METRICS
+from lti.metrics.measure import RUN_COLUMNS, VICTIM_COLUMNS
+from lti.seeding import numpy_generator
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+    import pandas as pd
+
+__all__ = ["CONFIDENCE", "RESAMPLES", "SUMMARY_COLUMNS", "bootstrap_interval", "summarise"]
+
+SUMMARY_COLUMNS = (
+    "dataset",
+    "fl_model",
+    "batch_size",
+    "defense",
+    "attack",
+    "metric",
+    "mean",
+    "low",
+    "high",
+    "n",
+    "paper",
+)
+CONFIDENCE = 0.95
+RESAMPLES = 10_000
+
+_CELL = SUMMARY_COLUMNS[:5]
+_BLOCK = 1 << 17  # resampled values at a time: 1 MB of indices stays in the cache
+
+
+def bootstrap_interval(
+    values: npt.NDArray[np.floating[Any]],
+    generator: np.random.Generator,
+    *,
+    resamples: int = RESAMPLES,
+    confidence: float = CONFIDENCE,
+) -> tuple[float, float]:
+    """Return the percentile bootstrap interval of the mean.
+
+    Args:
+        values: (n,) independent values.
+        generator: draws the resamples, and is advanced.
+        resamples: number of resamples.
+        confidence: coverage asked for, in (0, 1).
+
+    Returns:
+        (low, high); both NaN for fewer than two values, which say nothing about the spread.
+
+    Source: Efron and Tibshirani, An Introduction to the Bootstrap (1993), chapter 13.
+    """
+    import numpy as np
+
+    n = len(values)
+    if n < 2:
+        return float("nan"), float("nan")
+    means = np.empty(resamples)
+    block = max(1, _BLOCK // n)
+    for start in range(0, resamples, block):
+        rows = min(block, resamples - start)
+        means[start : start + rows] = values.take(generator.integers(n, size=(rows, n))).mean(1)
+    tail = (1 - confidence) / 2
+    low, high = np.quantile(means, [tail, 1 - tail])
+    return float(low), float(high)
+
+
+def summarise(
+    metrics: pd.DataFrame | Iterable[pd.DataFrame],
+    *,
+    defenses: Sequence[str] = (),
+    attacks: Sequence[str] = (),
+    resamples: int = RESAMPLES,
+) -> pd.DataFrame:
+    """Average the victims of every cell.
+
+    The interval is a 95 % percentile bootstrap over victims or, for B > 1, over whole
+    batches, since victims of one batch share a gradient. Its random stream is named after
+    the cell, so no number depends on which other cells there are.
+
+    Args:
+        metrics: rows of :func:`lti.metrics.measure.measure`, of any number of runs. A column
+            ``paper_defense`` names the paper's defense where the whole setting is the
+            paper's (and is empty elsewhere); without it no paper value is attached. Further
+            columns that are no metric (say ``beta``) tell cells apart.
+        defenses: their order in the result; others follow as they first appear.
+        attacks: the same for attacks.
+        resamples: bootstrap resamples.
+
+    Returns:
+        The columns :data:`SUMMARY_COLUMNS`. ``variant`` follows ``attack`` where some attack
+        occurs in more than one variant, and so does any other column that is needed to tell
+        two rows apart. ``n`` counts victims; ``paper`` is NaN where there is none.
+
+    Raises:
+        LTIError: no rows, a victim twice in a cell, a batch in part, or a value missing.
+    """
+    import pandas as pd
+
+    parts = [metrics] if isinstance(metrics, pd.DataFrame) else list(metrics)
+    # As objects: filling a column that only some parts have must not turn 5000 into 5000.0.
+    parts = [part.astype(object) for part in parts if len(part)]
+    if not parts:
+        raise LTIError("nothing to summarise: got no metric rows. Run the metric stage first.")
+    frame = pd.concat(parts, ignore_index=True)
+    columns = [str(column) for column in frame]
+    missing = [key for key in (*RUN_COLUMNS, "victim") if key not in columns]
+    if missing:
+        raise LTIError(
+            f"the metric rows lack the columns {', '.join(missing)}; got {', '.join(columns)}. "
+            f"Run the metric stage again."
+        )
+    names = [column for column in columns if column in METRICS]
+    if "paper_defense" not in frame:
+        frame["paper_defense"] = ""
+    frame["paper_defense"] = frame["paper_defense"].fillna("")
+    keys = [c for c in columns if c not in {*names, *VICTIM_COLUMNS, "paper_defense"}]
+    further = [key for key in keys if key not in _CELL]
+    frame[further] = frame[further].where(frame[further].notna(), "")
+
+    cells = frame[keys].drop_duplicates(ignore_index=True)
+    shown = _columns_to_show(cells, further)
+    rows: list[dict[str, Any]] = []
+    # sort=False: in order of first appearance, the order that breaks ties below.
+    for values, cell in frame.groupby(keys, sort=False):
+        key: dict[str, Any] = dict(zip(keys, values, strict=True))
+        rows.extend(_cell_rows(key, cell, names, resamples))
+    order = {
+        "dataset": _ranks(cells["dataset"]),
+        "fl_model": _ranks(cells["fl_model"]),
+        "batch_size": None,
+        "defense": _ranks([*defenses, *cells["defense"]]),
+        "attack": _ranks([*attacks, *cells["attack"]]),
+        **{key: _ranks(cells[key]) for key in shown},
+        "metric": _ranks(names),
+    }
+    rows.sort(key=lambda row: [rank[row[k]] if rank else row[k] for k, rank in order.items()])
+    return pd.DataFrame(rows, columns=[*_CELL, *shown, *SUMMARY_COLUMNS[5:]]).astype(
+        {"batch_size": int, "n": int, "mean": float, "low": float, "high": float, "paper": float}
+    )
+
+
+def _ranks(values: Iterable[Any]) -> dict[Any, int]:
+    return {value: rank for rank, value in enumerate(dict.fromkeys(values))}
+
+
+def _columns_to_show(cells: pd.DataFrame, further: Sequence[str]) -> list[str]:
+    """Pick the columns beyond the usual ones without which two rows would look the same."""
+    show = []
+    for key in further:
+        within = ["attack"] if key == "variant" else list(_CELL)
+        if (cells.groupby(within)[key].nunique() > 1).any():
+            show.append(key)
+    return show
+
+
+def _cell_rows(
+    key: dict[str, Any], cell: pd.DataFrame, names: Sequence[str], resamples: int
+) -> Iterable[dict[str, Any]]:
+    """Yield the row of every metric of one cell."""
+    from lti.report.paper import paper_value
+
+    label = ", ".join(f"{name} {value}" for name, value in key.items() if value != "")
+    batch_size = int(key["batch_size"])
+    cell = cell.sort_values("victim")
+    if cell["victim"].duplicated().any():
+        twice = cell.loc[cell["victim"].duplicated(), "victim"].iloc[0]
+        raise LTIError(
+            f"{label}: victim {twice} occurs twice; expected once. Was a metrics file given twice?"
+        )
+    batches = cell["victim"] // batch_size
+    if (batches.value_counts() != batch_size).any():
+        raise LTIError(
+            f"{label}: a batch is there only in part; expected all {batch_size} victims of every "
+            f"batch. Run the metric stage again."
+        )
+    flags = cell["paper_defense"].unique()
+    if len(flags) > 1:
+        raise LTIError(f"{label}: paper_defense is {', '.join(map(repr, flags))}; expected one.")
+    # Named by content, without what is empty: a column that only other cells need moves nothing.
+    stream = [f"{name}={value}" for name, value in key.items() if value != ""]
+    for name in names:
+        # Read from text, a column that only other cells fill holds empty strings here.
+        column = cell[name].replace("", float("nan")).astype(float)
+        if column.isna().all():
+            continue
+        if column.isna().any():
+            raise LTIError(
+                f"{label}: {name} is missing for {int(column.isna().sum())} of {len(cell)} "
+                f"victims; expected a value for each. Run the metric stage again."
+            )
+        independent = column.groupby(batches).mean().to_numpy(dtype=float)
+        low, high = bootstrap_interval(
+            independent, numpy_generator(0, "bootstrap", *stream, name), resamples=resamples
+        )
+        paper = None
+        if flags[0]:
+            known = {k: key[k] for k in ("dataset", "fl_model", "attack")}
+            paper = paper_value(**known, batch_size=batch_size, defense=flags[0], metric=name)
+        yield {
+            **key,
+            "metric": name,
+            "mean": column.mean(),
+            "low": low,
+            "high": high,
+            "n": len(cell),
+            "paper": float("nan") if paper is None else paper,
+        }

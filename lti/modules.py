@@ -1,0 +1,90 @@
+"""Which source files a stage runs, found by following its imports.
+
+Snakemake does not see a change of Python code behind a shell command, so every rule lists
+these files as inputs. Registries import an entry's module only when it is named, so a
+stage depends on just the entries that it uses, which are added by name.
+"""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from functools import cache
+from importlib.util import find_spec
+from pathlib import Path
+
+from lti.registry import Registry
+
+__all__ = ["source_files"]
+
+PACKAGE = "lti"
+ROOT = Path(__file__).parent
+
+
+def source_files(stage: str, *entries: tuple[Registry, str]) -> list[str]:  # type: ignore[type-arg]
+    """Return the files that a stage runs, sorted.
+
+    Args:
+        stage: module name below ``lti.stages``.
+        entries: pairs of a registry and the name of an entry that the stage uses.
+
+    Returns:
+        Paths as the package was imported; only this package's own files, and of entries
+        of other packages their module.
+    """
+    files: set[str] = set()
+    pending = [f"{PACKAGE}.stages.{stage}"]
+    for registry, name in entries:
+        pending.append(registry[name].__module__)
+    seen: set[str] = set()
+    while pending:
+        module = pending.pop()
+        if module in seen:
+            continue
+        seen.add(module)
+        path = _path(module)
+        if path is None:
+            continue
+        files.add(str(path))
+        if module.split(".")[0] == PACKAGE:
+            pending.extend(_imports(module, path))
+    return sorted(files)
+
+
+@cache
+def _path(module: str) -> Path | None:
+    """Return a module's file; None for what is not a module (a function, say)."""
+    parts = module.split(".")
+    if parts[0] != PACKAGE:
+        spec = find_spec(module)
+        return Path(spec.origin) if spec is not None and spec.origin else None
+    base = ROOT.joinpath(*parts[1:])
+    for candidate in (base.with_suffix(".py"), base / "__init__.py"):
+        if candidate.is_file():
+            return candidate
+    return None
+
+
+@cache
+def _imports(module: str, path: Path) -> tuple[str, ...]:
+    return tuple(_walk(ast.parse(path.read_text()), module))
+
+
+def _walk(tree: ast.AST, module: str) -> Iterator[str]:
+    """Yield the package's modules that a module imports, parents of each included.
+
+    Imports for type checking alone are left out: they do not run.
+    """
+    for node in ast.iter_child_nodes(tree):
+        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test):
+            continue
+        names: list[str] = []
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.module is not None:
+            names = [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
+        for name in names:
+            if name.split(".")[0] == PACKAGE:
+                parts = name.split(".")
+                yield from (".".join(parts[: end + 1]) for end in range(len(parts)))
+        yield from _walk(node, module)

@@ -1,0 +1,147 @@
+"""Which artifacts an experiment needs, and the settings behind every identifier.
+
+Paths are made of identifiers, so that experiments share what they have in common; this
+module turns a configuration into those identifiers and back into settings. A rule's
+``params`` hold only the settings that its stage uses.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from lti.attacks import ATTACKS
+from lti.config import Auxiliary, Config, Experiment, Victims
+from lti.data.dataset import DATASETS
+from lti.defenses import DEFENSES
+from lti.errors import LTIError
+from lti.files import canonical_json
+from lti.fl_models import FL_MODELS
+from lti.inverters import INVERTERS
+from lti.registry import Registry
+
+__all__ = ["Cell", "Plan"]
+
+UNDEFENDED = "undefended"
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One attack on one defense; all fields are identifiers as they stand in paths."""
+
+    dataset: str
+    victims: str
+    fl_model: str
+    batch_size: int
+    defense: str
+    attack: str
+    """``<attack>`` or, with auxiliary data, ``<attack>@<auxiliary set>``."""
+
+
+class Plan:
+    """A configuration, expanded.
+
+    Args:
+        config: a checked configuration.
+
+    Raises:
+        LTIError: two experiments give one identifier different settings.
+    """
+
+    def __init__(self, config: Config) -> None:
+        self.config = config
+        self.datasets = _parse(DATASETS, config.datasets, "datasets")
+        self.fl_models = _parse(FL_MODELS, config.fl_models, "fl_models")
+        self.defenses = _parse(DEFENSES, config.defenses, "defenses")
+        self.inverters = _parse(INVERTERS, config.inverters, "inverters")
+        self.attacks = _parse(ATTACKS, config.attacks, "attacks")
+        self.auxiliary: dict[str, tuple[str, Auxiliary]] = {}
+        self.victims: dict[str, tuple[str, Victims]] = {}
+        for experiment in config.experiments.values():
+            auxiliary = auxiliary_id(experiment)
+            pair = (experiment.dataset, experiment.auxiliary)
+            if self.auxiliary.setdefault(auxiliary, pair) != pair:
+                raise LTIError(
+                    f"auxiliary set {auxiliary} is asked for with and without mirrored images; "
+                    f"expected one of them. Set `mirrored` alike, or use another seed."
+                )
+            self.victims[victims_id(experiment)] = (experiment.dataset, experiment.victims)
+
+    def cells(self, name: str) -> Iterator[Cell]:
+        """Yield an experiment's cells, in the order of its lists."""
+        experiment = self.experiment(name)
+        for fl_model in experiment.fl_models:
+            for batch_size in experiment.batch_sizes:
+                for defense in experiment.defenses:
+                    for attack in experiment.attacks:
+                        suffix = ""
+                        if self.attacks[attack].needs_inverter:
+                            suffix = "@" + auxiliary_id(experiment)
+                        yield Cell(
+                            experiment.dataset,
+                            victims_id(experiment),
+                            fl_model,
+                            batch_size,
+                            defense,
+                            attack + suffix,
+                        )
+
+    def experiment(self, name: str) -> Experiment:
+        """Return an experiment.
+
+        Raises:
+            LTIError: there is none of this name.
+        """
+        try:
+            return self.config.experiments[name]
+        except KeyError:
+            raise LTIError(
+                f"unknown experiment {name!r}; known: {', '.join(sorted(self.config.experiments))}"
+            ) from None
+
+    def stored_defense(self, defense: str) -> str:
+        """Return the defense whose gradient store a defense reads.
+
+        Defenses whose deterministic part changes nothing share the store ``undefended``.
+        """
+        return UNDEFENDED if self.defenses[defense].is_deterministic_identity else defense
+
+    def stored_defense_settings(self, stored: str) -> str:
+        """Return the settings, as JSON, of the defense that a store's rows went through."""
+        if stored == UNDEFENDED:
+            return canonical_json(DEFENSES["none"]().canonical())
+        return self.settings("defenses", stored)
+
+    def settings(self, section: str, identifier: str) -> str:
+        """Return an entry's settings as canonical JSON, for the command line of a stage."""
+        return canonical_json(getattr(self, section)[identifier].canonical())
+
+    def stored_defense_name(self, stored: str) -> str:
+        """Return the registered name of the defense that a store's rows went through."""
+        name: str = "none" if stored == UNDEFENDED else self.defenses[stored].name
+        return name
+
+    def victims_of(self, experiment: str) -> str:
+        """Return the identifier of an experiment's victims."""
+        return victims_id(self.experiment(experiment))
+
+    @property
+    def metrics(self) -> list[str]:
+        """Every metric that some experiment asks for; they share the rows of a cell."""
+        lists = [experiment.metrics for experiment in self.config.experiments.values()]
+        return list(dict.fromkeys(name for metrics in lists for name in metrics))
+
+
+def auxiliary_id(experiment: Experiment) -> str:
+    """Return the identifier of an experiment's auxiliary set."""
+    return f"{experiment.dataset}-n{experiment.auxiliary.size}-s{experiment.auxiliary.seed}"
+
+
+def victims_id(experiment: Experiment) -> str:
+    """Return the identifier of an experiment's victims."""
+    return f"{experiment.dataset}-n{experiment.victims.size}-s{experiment.victims.seed}"
+
+
+def _parse(registry: Registry[Any], entries: dict[str, Any], where: str) -> dict[str, Any]:
+    return {key: registry.parse(value, where=f"{where}.{key}") for key, value in entries.items()}

@@ -1,0 +1,165 @@
+"""The chart: a summary's means, intervals and the paper's values, panel by panel."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from lti.errors import LTIError
+from lti.metrics.base import METRICS, Metric
+from lti.report.labels import attack_label, defense_label, further_columns, setting_label
+from lti.report.style import FAINT, check_suffix, drawing_style, save_figure
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+__all__ = ["plot_summary"]
+
+# Okabe and Ito's palette, which readers with any colour vision tell apart.
+_COLOURS = {
+    "lti": "#D55E00",
+    "ig": "#0072B2",
+    "gi-gip": "#009E73",
+    "lti-map": "#CC79A7",
+    "tag": "#56B4E9",
+    "nearest": "#7F7F7F",
+}
+_SPARE_COLOURS = ("#E69F00", "#000000", "#56B4E9", "#CC79A7")
+_MARKERS = "osD^vPX<>"
+
+
+def plot_summary(
+    path: Path | str, summary: pd.DataFrame, *, metrics: Sequence[str] = ("psnr", "mse", "ssim")
+) -> None:
+    """Draw every cell's mean with its 95 % interval, and the paper's value where there is one.
+
+    One row of panels per setting (data set, FL model, batch size), one panel per metric,
+    defenses along the axis, an attack a colour and a marker throughout.
+
+    Args:
+        path: output, ``.png`` or ``.pdf``.
+        summary: as :func:`lti.metrics.summary.summarise` returns it; its order is kept.
+        metrics: those to draw, in this order; the ones the summary lacks are left out.
+
+    Raises:
+        LTIError: none of the metrics is in the summary, or another suffix.
+    """
+    check_suffix(path)
+    present = set(summary["metric"])
+    names = [name for name in metrics if name in present]
+    if not names:
+        raise LTIError(
+            f"no metric to draw: asked for {', '.join(metrics)}, the summary has "
+            f"{', '.join(sorted(present)) or 'none'}. Choose among these."
+        )
+    further = further_columns(summary.columns)
+    summary = summary.assign(
+        series=[
+            attack_label(row["attack"], {key: row[key] for key in further})
+            for _, row in summary.iterrows()
+        ]
+    )
+    look = _looks(summary)
+    settings = list(summary.groupby(["dataset", "fl_model", "batch_size"], sort=False))
+    with drawing_style():
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+        from matplotlib.layout_engine import ConstrainedLayoutEngine
+
+        figure = Figure(
+            figsize=(1.0 + 3.4 * len(names), 0.9 + 2.7 * len(settings)),
+            layout=ConstrainedLayoutEngine(w_pad=0.08, h_pad=0.08, hspace=0.06),
+        )
+        FigureCanvasAgg(figure)
+        grid = figure.subplots(len(settings), len(names), squeeze=False)
+        for panels, (key, rows) in zip(grid, settings, strict=True):
+            for axes, name in zip(panels, names, strict=True):
+                metric = METRICS[name]
+                _panel(axes, rows[rows["metric"] == name], look, metric)
+                arrow = "\u2191" if metric.direction == "higher" else "\u2193"
+                axes.set_title(f"{metric.label} {arrow}", size=10, loc="left")
+            dataset, fl_model, batch_size = key
+            label = setting_label(str(dataset), str(fl_model), int(str(batch_size)))
+            panels[0].set_ylabel(label, size=9, labelpad=8)
+        _legend(figure, look, paper=bool(summary["paper"].notna().any()))
+        save_figure(figure, path)
+
+
+def _looks(summary: pd.DataFrame) -> dict[str, tuple[str, str]]:
+    """Return colour and marker per series; variants of an attack share its colour."""
+    looks: dict[str, tuple[str, str]] = {}
+    attacks = list(dict.fromkeys(summary["attack"]))
+    unknown = [attack for attack in attacks if attack not in _COLOURS]
+    for index, (series, attack) in enumerate(
+        dict(zip(summary["series"], summary["attack"], strict=True)).items()
+    ):
+        colour = _COLOURS.get(attack)
+        if colour is None:
+            colour = _SPARE_COLOURS[unknown.index(attack) % len(_SPARE_COLOURS)]
+        looks[series] = (colour, _MARKERS[index % len(_MARKERS)])
+    return looks
+
+
+def _panel(
+    axes: Axes, rows: pd.DataFrame, look: Mapping[str, tuple[str, str]], metric: type[Metric]
+) -> None:
+    """Draw one metric of one setting."""
+    import numpy as np
+
+    axes.spines[["top", "right"]].set_visible(False)
+    if not len(rows):
+        axes.text(0.5, 0.5, "not measured", ha="center", color=FAINT, transform=axes.transAxes)
+        axes.set(xticks=[], yticks=[])
+        return
+    defenses = list(dict.fromkeys(rows["defense"]))
+    present = set(rows["series"])
+    series = [name for name in look if name in present]
+    step = min(0.2, 0.7 / max(1, len(series)))
+    for _, row in rows.iterrows():
+        colour, marker = look[row["series"]]
+        offset = (series.index(row["series"]) - (len(series) - 1) / 2) * step
+        x = defenses.index(row["defense"]) + offset
+        if row["low"] == row["low"]:
+            axes.plot([x, x], [row["low"], row["high"]], color=colour, lw=1.8, zorder=3)
+        axes.plot([x], [row["mean"]], marker=marker, ms=5, color=colour, mec="none", zorder=4)
+        if row["paper"] == row["paper"]:
+            half = step * 0.45
+            axes.plot([x - half, x + half], [row["paper"]] * 2, color=colour, lw=2, zorder=5)
+    values = rows[["mean", "low", "high", "paper"]].to_numpy(dtype=float)
+    least, most = float(np.nanmin(values)), float(np.nanmax(values))
+    if metric.direction == "lower" and 0 < least < most / 30:
+        axes.set_yscale("log")  # an MSE of 1e-4 beside one of 0.1 would lie on the axis
+    else:
+        axes.set_ylim(min(0.0, least * 1.08), max(most, 0.0) * 1.08 or 1.0)
+    axes.set_xlim(-0.5, max(1, len(defenses)) - 0.5)
+    axes.set_xticks(range(len(defenses)), [defense_label(d) for d in defenses])
+    axes.tick_params(axis="x", length=0)
+    axes.grid(axis="y", color="#E4E4E4", lw=0.8)
+    axes.set_axisbelow(True)
+    for edge in range(1, len(defenses)):
+        axes.axvline(edge - 0.5, color="#EEEEEE", lw=0.8, zorder=0)
+
+
+def _legend(figure: Figure, look: Mapping[str, tuple[str, str]], *, paper: bool) -> None:
+    from matplotlib.lines import Line2D
+
+    handles = [
+        Line2D([], [], color=colour, marker=marker, lw=0, ms=6, mec="none", label=name)
+        for name, (colour, marker) in look.items()
+    ]
+    interval = Line2D([], [], color=FAINT, marker="|", lw=0, ms=11, mew=1.8, label="95 % interval")
+    handles.append(interval)
+    if paper:
+        dash = Line2D([], [], color=FAINT, marker="_", lw=0, ms=11, mew=2, label="in the paper")
+        handles.append(dash)
+    figure.legend(
+        handles=handles,
+        loc="outside upper center",
+        ncols=min(len(handles), 6),
+        frameon=False,
+        handlelength=1.0,
+        columnspacing=1.8,
+    )

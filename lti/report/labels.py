@@ -1,0 +1,67 @@
+"""How names read in tables and figures; a name without an entry stands for itself."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+__all__ = ["attack_label", "dataset_label", "defense_label", "further_columns", "setting_label"]
+
+_DATASETS = {"cifar10": "CIFAR10", "cola": "CoLA", "wikitext": "WikiText"}
+_MODELS = {
+    "lenet": "LeNet",
+    "resnet20": "ResNet20",
+    "transformer3": "3-layer transformer",
+    "bert": "BERT",
+    "bert-small": "small BERT",
+}
+_DEFENSES = {"none": "no defense"}
+_ATTACKS = {
+    "lti": "LTI",
+    "lti-map": "LTI-MAP",
+    "ig": "IG",
+    "gi-gip": "GI-GIP",
+    "tag": "TAG",
+    "nearest": "nearest",
+}
+_USUAL = {
+    *("dataset", "fl_model", "batch_size", "defense", "attack"),
+    *("metric", "mean", "low", "high", "n", "paper"),
+}
+
+
+def dataset_label(name: str) -> str:
+    """Return ``"CIFAR10"`` for ``"cifar10"``."""
+    return _DATASETS.get(name, name)
+
+
+def defense_label(name: str) -> str:
+    """Return ``"no defense"`` for ``"none"``."""
+    return _DEFENSES.get(name, name)
+
+
+def attack_label(name: str, further: Mapping[str, Any] | None = None) -> str:
+    """Return ``"LTI"`` for ``"lti"``, with what tells it apart from its like in parentheses.
+
+    Args:
+        name: the attack.
+        further: values of the summary's further columns; empty ones and a variant named
+            like the attack are left out.
+    """
+    parts = []
+    for key, value in (further or {}).items():
+        if value == "" or value != value or (key == "variant" and value == name):
+            continue
+        parts.append(str(value) if key == "variant" else f"{key} {value}")
+    label = _ATTACKS.get(name, name)
+    return f"{label} ({', '.join(parts)})" if parts else label
+
+
+def setting_label(dataset: str, fl_model: str, batch_size: int) -> str:
+    """Return ``"CIFAR10, LeNet, B = 1"``."""
+    return f"{dataset_label(dataset)}, {_MODELS.get(fl_model, fl_model)}, B = {batch_size}"
+
+
+def further_columns(columns: Any) -> list[str]:
+    """Return the columns of a summary beyond the usual ones, such as ``variant``."""
+    return [column for column in columns if column not in _USUAL]

@@ -1,0 +1,84 @@
+"""Stages that prepare data: a data set's parts, the auxiliary set, the victims."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from lti.stages.options import Log, Output, parse_json
+
+__all__ = ["prepare_dataset", "select_auxiliary", "select_victims"]
+
+Source = Annotated[Path, typer.Option(help="A prepared part of a data set.")]
+Size = Annotated[int, typer.Option(min=1, help="Samples.")]
+Seed = Annotated[int, typer.Option(help="Root seed of the selection.")]
+
+
+def prepare_dataset(
+    *,
+    dataset: Annotated[str, typer.Option(help="JSON settings of the data set.")],
+    part: Annotated[str, typer.Option(help="auxiliary or victims.")],
+    output: Output,
+    card: Output,
+    log: Log = None,
+) -> None:
+    """Read one part of a data set, from its public home or a local copy, into one file."""
+    from lti.data.dataset import DATASETS, check_part
+    from lti.progress import Progress
+
+    check_part(part)
+    source = DATASETS.parse(parse_json(dataset, option="dataset"))
+    progress = Progress(f"data {source.name} {part}", log=log)
+    images = source.load(part)  # type: ignore[arg-type]
+    metadata = {
+        "dataset": source.name,
+        "part": part,
+        "seed": None,
+        "size": len(images),
+        "class_names": list(source.class_names),
+    }
+    _write(output, card, images, metadata)
+    progress.say(f"{len(images):,} images of {source.num_classes} classes")
+
+
+def select_auxiliary(
+    *, source: Source, size: Size, seed: Seed, output: Output, card: Output, log: Log = None
+) -> None:
+    """Draw the attacker's auxiliary set: the first ``size`` of a seeded permutation."""
+    _select(source, size=size, seed=seed, output=output, card=card, log=log, what="auxiliary")
+
+
+def select_victims(
+    *, source: Source, size: Size, seed: Seed, output: Output, card: Output, log: Log = None
+) -> None:
+    """Draw the victims: the first ``size`` of a seeded permutation."""
+    _select(source, size=size, seed=seed, output=output, card=card, log=log, what="victims")
+
+
+def _select(
+    source: Path, *, size: int, seed: int, output: Path, card: Path, log: Path | None, what: str
+) -> None:
+    import numpy as np
+
+    from lti.data.selection import read_selection, select
+    from lti.progress import Progress
+
+    prepared = read_selection(source)
+    images = select(prepared.images, size=size, seed=seed, what=what)
+    flags = np.ones(size, dtype=bool) if what == "auxiliary" else None
+    metadata = {**prepared.metadata, "seed": seed, "size": size}
+    _write(output, card, images, metadata, in_distribution=flags)
+    Progress(f"{what} {metadata['dataset']}", log=log).say(
+        f"{size:,} of {len(prepared.images):,} images"
+    )
+
+
+def _write(output, card, images, metadata, in_distribution=None):  # type: ignore[no-untyped-def]
+    from lti.data.selection import write_selection
+    from lti.files import digest_arrays, write_json
+
+    write_selection(output, images, in_distribution=in_distribution, metadata=metadata)
+    digest = digest_arrays({"image": images.image, "label": images.label, "index": images.index})
+    write_json(card, {**metadata, "digest": digest})

@@ -1,0 +1,30 @@
+"""The stage that draws an FL model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from lti.stages.options import Log, Output, parse_json
+
+__all__ = ["draw_fl_model"]
+
+
+def draw_fl_model(
+    *,
+    fl_model: Annotated[str, typer.Option(help="JSON settings of the FL model.")],
+    dataset_card: Annotated[Path, typer.Option(help="Card of the data set that it is for.")],
+    output: Output,
+    card: Output,
+    log: Log = None,
+) -> None:
+    """Draw an FL model's weights and write them with a card."""
+    from lti.files import read_json
+    from lti.fl_models import FL_MODELS, save_fl_model
+    from lti.progress import Progress
+
+    model = FL_MODELS.parse(parse_json(fl_model, option="fl-model"))
+    written = save_fl_model(output, card, model, len(read_json(dataset_card)["class_names"]))
+    Progress(f"fl-model {model.name}", log=log).say(f"{written['parameters']:,} parameters")

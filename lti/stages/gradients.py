@@ -1,0 +1,168 @@
+"""Stages that compute gradients: the auxiliary set's, and what the server observes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from lti.stages.options import Gpus, Log, Output, Threads, parse_json
+
+__all__ = ["compute_gradients", "observe"]
+
+ModelFile = Annotated[Path, typer.Option(help="The FL model.")]
+DefenseJson = Annotated[str, typer.Option(help="JSON settings of the defense.")]
+StoreJson = Annotated[str, typer.Option(help="JSON settings of the gradient store.")]
+
+
+def compute_gradients(
+    *,
+    auxiliary: Annotated[Path, typer.Option(help="The auxiliary set.")],
+    fl_model: ModelFile,
+    defense: DefenseJson,
+    mirrored: Annotated[bool, typer.Option(help="Also store the mirrored images' rows.")] = False,
+    store: StoreJson = "{}",
+    output: Output,
+    manifest: Output,
+    threads: Threads = None,
+    gpus: Gpus = 0,
+    log: Log = None,
+) -> None:
+    """Store the auxiliary set's gradients with the deterministic part of a defense applied.
+
+    Sample i has rows ``views * i`` (as it is) and, where ``mirrored``, ``2 * i + 1``.
+    """
+    import torch
+
+    from lti.compute import acquire
+    from lti.data.selection import read_selection, to_float
+    from lti.defenses import DEFENSES
+    from lti.fl_models import load_fl_model
+    from lti.gradients.layout import ParameterLayout
+    from lti.gradients.per_sample import per_sample_gradient_function
+    from lti.gradients.store import StoreSettings, write_store
+    from lti.progress import Progress
+
+    settings = DEFENSES.parse(parse_json(defense, option="defense"))
+    store_settings = StoreSettings(**parse_json(store, option="store"))
+    compute = acquire(threads=threads, gpus=gpus)
+    images = read_selection(auxiliary).images
+    model, network = load_fl_model(fl_model, device=compute.device)
+    layout = ParameterLayout.of(network)
+    gradients = per_sample_gradient_function(model, network)
+    views = 2 if mirrored else 1
+    progress = Progress(f"gradients {model.name} {settings.name}", log=log)
+    progress.start(total=views * len(images), unit="rows")
+
+    def rows(start: int, stop: int) -> torch.Tensor:
+        index = torch.arange(start, stop)
+        x = to_float(torch.from_numpy(images.image[index // views]))
+        x = torch.where((index % views == 1)[:, None, None, None], x.flip(3), x)
+        label = torch.from_numpy(images.label[index // views])
+        return settings.deterministic(gradients(x.to(compute.device), label.to(compute.device)))
+
+    from lti.files import digest_arrays
+
+    written = write_store(
+        output,
+        n_rows=views * len(images),
+        dim=layout.total,
+        encoding=settings.encoding,
+        compress=settings.compress,
+        compute=rows,
+        manifest=manifest,
+        attributes={
+            "defense": settings.canonical(),
+            "fl_model": model.canonical(),
+            "fl_model_digest": _digest(network),
+            "auxiliary_digest": digest_arrays({"image": images.image, "label": images.label}),
+            "layout": layout.to_json(),
+            "views": views,
+        },
+        settings=store_settings,
+        on_rows=progress.advance,
+    )
+    progress.say(f"{written.n_rows:,} rows of {written.dim:,} entries, {written.encoding}")
+
+
+def observe(
+    *,
+    victims: Annotated[Path, typer.Option(help="The victims.")],
+    fl_model: ModelFile,
+    defense: DefenseJson,
+    batch_size: Annotated[int, typer.Option(min=1, help="Samples per client batch.")] = 1,
+    seed: Annotated[int, typer.Option(help="Root seed of the defense's draws.")] = 0,
+    output: Output,
+    manifest: Output,
+    threads: Threads = None,
+    log: Log = None,
+) -> None:
+    """Write what the server receives: one defended gradient a victim batch, drawn once.
+
+    Batch k holds victims ``[k B, (k + 1) B)``. Each sample's gradient is defended, then the
+    batch is averaged (Wu et al. 2023, supplement A).
+    """
+    import torch
+
+    from lti.compute import acquire
+    from lti.data.selection import read_selection, to_float
+    from lti.defenses import DEFENSES
+    from lti.errors import LTIError
+    from lti.fl_models import load_fl_model
+    from lti.gradients.layout import ParameterLayout
+    from lti.gradients.per_sample import per_sample_gradient_function
+    from lti.gradients.store import write_store
+    from lti.progress import Progress
+    from lti.seeding import torch_generator
+
+    settings = DEFENSES.parse(parse_json(defense, option="defense"))
+    acquire(threads=threads)
+    images = read_selection(victims).images
+    batches = len(images) // batch_size
+    if batches == 0:
+        raise LTIError(
+            f"{victims}: {len(images)} victims for batches of {batch_size}; expected at least one "
+            f"batch. Raise the number of victims."
+        )
+    model, network = load_fl_model(fl_model)
+    layout = ParameterLayout.of(network)
+    gradients = per_sample_gradient_function(model, network)
+
+    def rows(start: int, stop: int) -> torch.Tensor:
+        averaged = []
+        for batch in range(start, stop):
+            member = slice(batch * batch_size, (batch + 1) * batch_size)
+            gradient = gradients(
+                to_float(torch.from_numpy(images.image[member])),
+                torch.from_numpy(images.label[member]),
+            )
+            generator = torch_generator(seed, "observe", settings.name, batch)
+            averaged.append(settings.defend(gradient, generator=generator).mean(dim=0))
+        return torch.stack(averaged)
+
+    label = images.label[: batches * batch_size].reshape(batches, batch_size)
+    write_store(
+        output,
+        n_rows=batches,
+        dim=layout.total,
+        encoding="float32",
+        compute=rows,
+        manifest=manifest,
+        attributes={
+            "batch_size": batch_size,
+            "defense": settings.canonical(),
+            "fl_model": model.canonical(),
+            "fl_model_digest": _digest(network),
+            "label": label.tolist(),
+            "seed": seed,
+        },
+    )
+    progress = Progress(f"observe {model.name} {settings.name}", log=log)
+    progress.say(f"{batches:,} defended gradients of {batch_size} samples")
+
+
+def _digest(network):  # type: ignore[no-untyped-def]
+    from lti.files import digest_arrays
+
+    return digest_arrays({k: v.cpu().numpy() for k, v in network.state_dict().items()})

@@ -1,0 +1,33 @@
+"""Options that several stages share."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from lti.errors import LTIError
+
+__all__ = ["Gpus", "Log", "Output", "Threads", "parse_json"]
+
+Output = Annotated[Path, typer.Option(help="File to write.")]
+Log = Annotated[Path | None, typer.Option(help="File for the progress lines.")]
+Threads = Annotated[int | None, typer.Option(min=1, help="Processor threads; torch's default.")]
+Gpus = Annotated[int, typer.Option(min=0, help="GPUs granted; 0 computes on the processor.")]
+
+
+def parse_json(text: str, *, option: str) -> dict[str, Any]:
+    """Return the JSON object that an option holds.
+
+    Raises:
+        LTIError: it is not a JSON object.
+    """
+    try:
+        value = json.loads(text)
+    except ValueError as error:
+        raise LTIError(f"--{option}: got {text!r}; expected a JSON object ({error})") from None
+    if not isinstance(value, dict):
+        raise LTIError(f"--{option}: got {text!r}; expected a JSON object")
+    return value

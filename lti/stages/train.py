@@ -1,0 +1,98 @@
+"""The stage that trains an inverter."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from lti.stages.options import Gpus, Log, Output, Threads, parse_json
+
+__all__ = ["train_inverter"]
+
+
+def train_inverter(
+    *,
+    auxiliary: Annotated[Path, typer.Option(help="The auxiliary set.")],
+    gradients: Annotated[Path, typer.Option(help="The auxiliary set's gradient store.")],
+    manifest: Annotated[Path, typer.Option(help="The store's manifest.")],
+    defense: Annotated[str, typer.Option(help="JSON settings of the defense.")],
+    inverter: Annotated[str, typer.Option(help="JSON settings of the inverter.")],
+    memory_mib: Annotated[float, typer.Option(help="Host memory for training rows.")] = 4096.0,
+    checkpoints: Annotated[Path, typer.Option(help="Folder of checkpoints, for resuming.")],
+    output: Output,
+    card: Output,
+    history: Output,
+    threads: Threads = None,
+    gpus: Gpus = 0,
+    log: Log = None,
+) -> None:
+    """Train a network that maps a defended gradient back to the data."""
+    import pandas as pd
+    import torch
+
+    from lti.checkpoint import Checkpoint
+    from lti.compute import acquire
+    from lti.data.selection import read_selection
+    from lti.defenses import DEFENSES
+    from lti.files import atomic_path, digest_arrays, digest_json, write_json
+    from lti.gradients.layout import ParameterLayout
+    from lti.gradients.store import GradientStore
+    from lti.inverters import INVERTERS
+    from lti.inverters.inputs import AuxiliaryData
+    from lti.inverters.train import train_inverter as train
+    from lti.progress import Progress
+
+    preset = INVERTERS.parse(parse_json(inverter, option="inverter"))
+    defended = DEFENSES.parse(parse_json(defense, option="defense"))
+    compute = acquire(threads=threads, gpus=gpus)
+    store = GradientStore.open(gradients, manifest)
+    data = AuxiliaryData(
+        store=store,
+        image=torch.from_numpy(read_selection(auxiliary).images.image),
+        views=store.attributes["views"],
+        defense=defended,
+        layout=ParameterLayout.from_json(store.attributes["layout"]),
+    )
+    settings = {
+        "inverter": preset.canonical(),
+        "defense": defended.canonical(),
+        "gradients": store.digest,
+        "device": compute.device.type,
+        "threads": torch.get_num_threads(),
+    }
+    checkpoint = Checkpoint(
+        checkpoints / f"inverter-{digest_json(settings)}.safetensors",
+        settings,
+        every_seconds=preset.checkpoint_seconds,
+    )
+    title = f"train {store.attributes['fl_model']['use']} {defended.name} {preset.name}"
+    progress = Progress(title, log=log)
+    trained, epochs = train(
+        preset,
+        data,
+        compute=compute,
+        checkpoint=checkpoint,
+        progress=progress,
+        memory_mib=memory_mib,
+    )
+    trained.save(output)
+    with atomic_path(history) as temporary:
+        pd.DataFrame(epochs).to_csv(temporary, index=False, lineterminator="\n")
+    best = min(epochs, key=lambda epoch: epoch["held_out_mse"])
+    state = {key: value.cpu().numpy() for key, value in trained.network.state_dict().items()}
+    write_json(
+        card,
+        {
+            "inverter": preset.canonical(),
+            "defense": defended.canonical(),
+            "gradients": store.digest,
+            "parameters": sum(p.numel() for p in trained.network.parameters()),
+            "epoch": best["epoch"],
+            "held_out_mse": best["held_out_mse"],
+            "digest": digest_arrays(state),
+        },
+    )
+    checkpoint.clear()
+    progress.say(f"held-out MSE {best['held_out_mse']:.5f} after epoch {best['epoch']}")

@@ -1,0 +1,80 @@
+import os
+
+from lti.attacks import ATTACKS
+from lti.config import parse_config
+from lti.data.dataset import DATASETS
+from lti.defenses import DEFENSES
+from lti.errors import LTIError
+from lti.files import canonical_json
+from lti.fl_models import FL_MODELS
+from lti.inverters import INVERTERS
+from lti.metrics import METRICS
+from lti.modules import source_files
+from lti.plan import Plan
+from snakemake.exceptions import WorkflowError
+
+try:
+    PLAN = Plan(parse_config(config))
+except LTIError as error:
+    raise WorkflowError(f"The configuration cannot be used:\n{error}") from None
+
+RESULTS = PLAN.config.results
+
+# Artifacts. Each file has a small JSON card (a store: its manifest) that holds a digest of
+# the content. Rules depend on the card's content and on the file's existence (`ancient`), so
+# that touching a large file costs nothing.
+PART = f"{RESULTS}/data/{{dataset}}/{{part}}"
+AUXILIARY = f"{RESULTS}/data/auxiliary/{{auxiliary}}"
+VICTIMS = f"{RESULTS}/data/victims/{{victims}}"
+FL_MODEL = f"{RESULTS}/fl_models/{{dataset}}/{{fl_model}}"
+GRADIENTS = f"{RESULTS}/gradients/{{auxiliary}}/{{fl_model}}/{{stored}}"
+OBSERVATIONS = f"{RESULTS}/observations/{{victims}}/{{fl_model}}/b{{batch_size}}/{{defense}}"
+INVERTER = (
+    f"{RESULTS}/inverters/{{auxiliary}}/{{fl_model}}/b{{batch_size}}/{{defense}}/{{inverter}}"
+)
+ATTACKED = "{victims}/{fl_model}/b{batch_size}/{defense}/{attack}"
+RECONSTRUCTIONS = f"{RESULTS}/reconstructions/{ATTACKED}"
+METRIC_ROWS = f"{RESULTS}/metrics/{ATTACKED}"
+EXPERIMENT = f"{RESULTS}/experiments/{{experiment}}"
+CHECKPOINTS = f"{RESULTS}/checkpoints"
+
+IDENTIFIER = r"[a-z0-9]+(?:[-._][a-z0-9]+)*"
+
+
+wildcard_constraints:
+    dataset=IDENTIFIER,
+    part="auxiliary|victims",
+    auxiliary=IDENTIFIER,
+    victims=IDENTIFIER,
+    fl_model=IDENTIFIER,
+    stored=IDENTIFIER,
+    batch_size=r"[0-9]+",
+    defense=IDENTIFIER,
+    inverter=IDENTIFIER,
+    attack=rf"{IDENTIFIER}(?:@{IDENTIFIER})?",
+    experiment=IDENTIFIER,
+
+
+def heavy_threads() -> int:
+    """Half of the cores: two heavy jobs side by side use them better than one after one."""
+    return max(1, workflow.cores // 2) if workflow.cores else 1
+
+
+def entry(registry, section, identifier):
+    """The registry and registered name behind an identifier, for `source_files`."""
+    return registry, getattr(PLAN, section)[identifier].name
+
+
+def dataset_of_auxiliary(wildcards):
+    return PLAN.auxiliary[wildcards.auxiliary][0]
+
+
+def dataset_of_victims(wildcards):
+    return PLAN.victims[wildcards.victims][0]
+
+
+def fl_model_for(suffix, dataset_of):
+    """An input function: the FL model drawn for the data set behind a wildcard."""
+    return lambda wildcards: FL_MODEL.format(
+        dataset=dataset_of(wildcards), fl_model=wildcards.fl_model
+    ) + suffix
