@@ -46,7 +46,3 @@ def main() -> None:
     except LTIError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
-
-
-if __name__ == "__main__":
-    main()

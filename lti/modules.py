@@ -29,8 +29,8 @@ def source_files(stage: str, *entries: tuple[Registry, str]) -> list[str]:  # ty
         entries: pairs of a registry and the name of an entry that the stage uses.
 
     Returns:
-        Paths as the package was imported; only this package's own files, and of entries
-        of other packages their module.
+        Paths, relative to the working directory where they lie below it; only this
+        package's own files, and of entries of other packages their module.
     """
     files: set[str] = set()
     pending = [f"{PACKAGE}.stages.{stage}"]
@@ -45,7 +45,8 @@ def source_files(stage: str, *entries: tuple[Registry, str]) -> list[str]:  # ty
         path = _path(module)
         if path is None:
             continue
-        files.add(str(path))
+        here = Path.cwd()
+        files.add(str(path.relative_to(here) if path.is_relative_to(here) else path))
         if module.split(".")[0] == PACKAGE:
             pending.extend(_imports(module, path))
     return sorted(files)

@@ -9,17 +9,13 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-import queue
-import threading
-from collections.abc import Generator, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
-
-import numpy as np
 
 from lti.errors import LTIError
 from lti.gradients.encoding import ENCODINGS, EncodedRows, decode_rows
-from lti.gradients.store_reader import READ_THREADS, GradientStore
+from lti.gradients.prefetch import prefetched_groups
+from lti.gradients.store_reader import GradientStore
 
 if TYPE_CHECKING:
     import torch
@@ -213,7 +209,7 @@ class TrainingRows:
         with contextlib.ExitStack() as stack:
             stack.callback(self._spare.extend, buffers)  # once the reader has stopped
             filled = stack.enter_context(
-                contextlib.closing(_prefetched(self._store, groups, buffers))
+                contextlib.closing(prefetched_groups(self._store, groups, buffers))
             )
             for indices, encoded in filled:
                 shuffled = torch.randperm(len(indices), generator=generator)
@@ -245,60 +241,3 @@ def _checked_range(store: GradientStore, rows: range | None, limit: int | None) 
             f"at least one and consecutive ones inside it."
         )
     return rows
-
-
-def _prefetched(
-    store: GradientStore, groups: list[list[tuple[int, int]]], buffers: list[EncodedRows]
-) -> Generator[tuple[torch.Tensor, EncodedRows], None, None]:
-    """Read groups of chunks ahead, in a thread, into two buffers used in turn.
-
-    Yields the store indices of a group's rows and the rows, which are valid until the next
-    group is asked for.
-    """
-    free: queue.SimpleQueue[EncodedRows | None] = queue.SimpleQueue()
-    ready: queue.SimpleQueue[tuple[torch.Tensor, EncodedRows] | BaseException] = queue.SimpleQueue()
-    for buffer in buffers:
-        free.put(buffer)
-
-    def read() -> None:
-        try:
-            for group in groups:
-                buffer = free.get()
-                if buffer is None:
-                    return
-                ready.put(_read_group(store, group, buffer))
-        except BaseException as error:
-            ready.put(error)
-
-    thread = threading.Thread(target=read, name="gradient-store-reader", daemon=True)
-    thread.start()
-    try:
-        for _ in groups:
-            item = ready.get()
-            if isinstance(item, BaseException):
-                raise item
-            yield item
-            free.put(item[1])
-    finally:
-        free.put(None)
-        thread.join()
-
-
-def _read_group(
-    store: GradientStore, group: list[tuple[int, int]], buffer: EncodedRows
-) -> tuple[torch.Tensor, EncodedRows]:
-    import torch
-
-    values = buffer.values.numpy()
-    scale = None if buffer.scale is None else buffer.scale.numpy()
-    offsets = np.cumsum([0, *(stop - start for start, stop in group)])
-
-    def read(position: int) -> None:
-        into = slice(offsets[position], offsets[position + 1])
-        store.read_into(*group[position], values[into], None if scale is None else scale[into])
-
-    with ThreadPoolExecutor(READ_THREADS) as pool:
-        for _ in pool.map(read, range(len(group))):
-            pass
-    indices = torch.from_numpy(np.concatenate([np.arange(*bounds) for bounds in group]))
-    return indices, buffer

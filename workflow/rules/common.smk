@@ -1,5 +1,8 @@
 import os
+import sys
+from pathlib import Path
 
+import lti
 from lti.attacks import ATTACKS
 from lti.config import parse_config
 from lti.data.dataset import DATASETS
@@ -17,6 +20,18 @@ try:
     PLAN = Plan(parse_config(config))
 except LTIError as error:
     raise WorkflowError(f"The configuration cannot be used:\n{error}") from None
+
+# Rules call `lti`: from this checkout, under Snakemake's own Python or a rule's conda one.
+CHECKOUT = Path(lti.__file__).resolve().parent.parent
+USES_CONDA = any(
+    method.name == "CONDA" for method in workflow.deployment_settings.deployment_method
+)
+PYTHON = "python" if USES_CONDA else sys.executable
+# Doubled braces: Snakemake formats the prefix.
+shell.prefix(
+    "set -euo pipefail; lti() {{ "
+    f'PYTHONPATH="{CHECKOUT}${{{{PYTHONPATH:+:$PYTHONPATH}}}}" "{PYTHON}" -m lti "$@"; }}}}; '
+)
 
 RESULTS = PLAN.config.results
 
