@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal
 
@@ -24,10 +24,10 @@ __all__ = ["INVERTERS", "Inverter", "TrainingSample"]
 class TrainingSample:
     """The part of the training data that a network's fixed statistics are taken from."""
 
-    rows: torch.Tensor
-    """``(m, p)`` float32 defended gradients."""
+    blocks: Callable[[], Iterator[torch.Tensor]]
+    """Begins a pass over a sample's defended gradients, ``(m, p)`` float32 at a time."""
     image: torch.Tensor
-    """``(k, *sample_shape)`` float32 in [0, 1]; not the same samples as ``rows``."""
+    """``(k, *sample_shape)`` float32 in [0, 1]; not of the same samples."""
 
 
 class Inverter(Settings):

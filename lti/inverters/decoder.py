@@ -43,6 +43,7 @@ class ResidualDecoder(nn.Module):
         sample_shape: Sequence[int],
         *,
         hidden: int,
+        dropout: float,
         mean: torch.Tensor,
         components: torch.Tensor,
     ) -> None:
@@ -51,6 +52,7 @@ class ResidualDecoder(nn.Module):
         self.first = nn.Linear(inputs, hidden)
         self.block = nn.Linear(hidden, hidden)
         self.last = nn.Linear(hidden, len(components))
+        self.dropout = nn.Dropout(dropout)
         self.norms = nn.ModuleList(nn.LayerNorm(hidden) for _ in range(3))
         self.register_buffer("mean", mean.clone())
         self.register_buffer("components", components.clone())
@@ -63,6 +65,6 @@ class ResidualDecoder(nn.Module):
     def forward(self, encoded: torch.Tensor) -> torch.Tensor:
         """Return the images."""
         state = functional.gelu(self.norms[0](self.first(encoded)))
-        state = state + functional.gelu(self.block(self.norms[1](state)))
-        coefficients = self.last(self.norms[2](state))
+        state = state + functional.gelu(self.block(self.dropout(self.norms[1](state))))
+        coefficients = self.last(self.dropout(self.norms[2](state)))
         return (self.mean + coefficients @ self.components).unflatten(1, self.sample_shape)

@@ -10,13 +10,13 @@ shapes:
 2. *Standardising* over the auxiliary set, among observed entries. Coordinates that never
    vary are dropped; where the defense hides an entry of some samples, whether it was seen
    becomes an input of its own.
-3. *Whitening*, in part, of the dense blocks: their principal components are scaled by
-   ``eigenvalue ** (-power / 2)``.
+3. *Whitening*, in part, of dense blocks (the inputs of linear layers, or else every other
+   parameter): their principal components are scaled by ``eigenvalue ** (-power / 2)``.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 import torch
 from torch import nn
@@ -102,50 +102,87 @@ def _feature_blocks(layout: ParameterLayout) -> list[tuple[int, int, bool]]:
 
 @torch.no_grad()
 def encoder_statistics(
-    layout: ParameterLayout, rows: torch.Tensor, *, power: float, whiten_all: bool
+    layout: ParameterLayout,
+    blocks: Callable[[], Iterator[torch.Tensor]],
+    *,
+    power: float,
 ) -> dict[str, torch.Tensor]:
-    """Return the encoder's buffers, fitted to ``(m, p)`` defended gradients.
+    """Return the encoder's buffers, fitted to a sample of defended gradients.
 
     Args:
         layout: of the gradients.
-        rows: a sample of the auxiliary set's.
+        blocks: begins a pass over the sample, ``(m, p)`` float32 at a time; two passes are
+            made, so memory stays that of a block.
         power: of whitening, from 0 (none) to 1 (full).
-        whiten_all: whiten every dense parameter, not only the inputs of linear layers.
     """
-    values, observed = factor_features(layout, rows)
-    seen = observed.float()
-    share = seen.mean(dim=0)
-    count = seen.sum(dim=0).clamp_min(1)
-    mean = (values * seen).sum(dim=0) / count
-    deviation = (((values - mean) * seen).square().sum(dim=0) / count).sqrt()
+    statistics, share = _moments(layout, blocks)
+    kept = statistics["kept"]
+    places = []
+    for start, stop, is_linear in _feature_blocks(layout):
+        place = ((kept >= start) & (kept < stop)).nonzero()[:, 0]
+        if len(place) >= SMALLEST_BLOCK and bool(share[kept[place]].min() > 1 - 3 * RARE):
+            places.append((is_linear, slice(int(place[0]), int(place[-1]) + 1)))
+    # A linear layer's inputs come first. Where the defense left nothing of them (signs of
+    # a layer whose inputs are positive), the other parameters are whitened instead.
+    if any(is_linear for is_linear, _ in places):
+        places = [(is_linear, place) for is_linear, place in places if is_linear]
+    if power == 0 or not places:
+        return statistics
+    covariances = [torch.zeros(p.stop - p.start, p.stop - p.start) for _, p in places]
+    count = 0
+    for rows in blocks():
+        standard = _standardise(*factor_features(layout, rows), statistics)
+        count += len(standard)
+        for (_, place), covariance in zip(places, covariances, strict=True):
+            covariance.addmm_(standard[:, place].T, standard[:, place])
+    for number, ((_, place), covariance) in enumerate(zip(places, covariances, strict=True)):
+        covariance /= count
+        eigenvalues, vectors = torch.linalg.eigh(covariance)
+        floored = eigenvalues.clamp_min(0) + FLOOR * eigenvalues.mean()
+        matrix = vectors * floored ** (-power / 2)
+        variance = (matrix * (covariance @ matrix)).sum(dim=0).mean()
+        statistics[f"whiten{number}"] = (matrix / variance.sqrt()).contiguous()
+        statistics[f"place{number}"] = torch.tensor([place.start, place.stop])
+    return statistics
+
+
+def _moments(
+    layout: ParameterLayout, blocks: Callable[[], Iterator[torch.Tensor]]
+) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
+    """Return the statistics of step 2, and the share of samples in which each was seen."""
+    total = 0
+    count = first = second = torch.zeros(())
+    shift: torch.Tensor | None = None
+    for rows in blocks():
+        values, observed = factor_features(layout, rows)
+        seen = observed.double()
+        if shift is None:  # the variance of what is far from zero needs an origin nearby
+            shift = (values * seen).sum(0) / seen.sum(0).clamp_min(1)
+        centred = (values - shift) * seen
+        total += len(rows)
+        count = count + seen.sum(dim=0)
+        first = first + centred.sum(dim=0)
+        second = second + centred.square().sum(dim=0)
+    assert shift is not None
+    share = count / total
+    mean = first / count.clamp_min(1)
+    deviation = (second / count.clamp_min(1) - mean.square()).clamp_min(0).sqrt()
+    mean = mean + shift
     varies = deviation > 1e-5 * mean.abs().clamp_min(1e-3)
     kept = ((share > RARE) & varies).nonzero()[:, 0]
     hidden = ((share > RARE) & (share < 1 - RARE)).nonzero()[:, 0]
     p = share[kept]
     statistics = {
         "kept": kept,
-        "mean": mean[kept],
-        # Entries that are rarely seen are boosted, so that zeros counted in they have unit
-        # variance too.
-        "scale": p.rsqrt().clamp_max(5.0) / deviation[kept],
+        "mean": mean[kept].float(),
+        # Rarely seen entries are boosted: with the zeros counted in, they too have a
+        # variance of one.
+        "scale": (p.rsqrt().clamp_max(5.0) / deviation[kept]).float(),
         "hidden": hidden,
-        "hidden_mean": share[hidden],
-        "hidden_scale": (share[hidden] * (1 - share[hidden])).rsqrt(),
+        "hidden_mean": share[hidden].float(),
+        "hidden_scale": (share[hidden] * (1 - share[hidden])).rsqrt().float(),
     }
-    standard = _standardise(values, observed, statistics)
-    number = 0
-    for start, stop, is_linear in _feature_blocks(layout):
-        place = ((kept >= start) & (kept < stop)).nonzero()[:, 0]
-        dense = len(place) >= SMALLEST_BLOCK and bool(p[place].min() > 1 - 3 * RARE)
-        if power == 0 or not dense or not (is_linear or whiten_all):
-            continue
-        part = standard[:, place]
-        eigenvalues, vectors = torch.linalg.eigh(part.T @ part / len(part))
-        matrix = vectors * (eigenvalues.clamp_min(0) + FLOOR * eigenvalues.mean()) ** (-power / 2)
-        statistics[f"whiten{number}"] = matrix / (part @ matrix).square().mean().sqrt()
-        statistics[f"place{number}"] = place[[0, -1]]
-        number += 1
-    return {key: value.contiguous() for key, value in statistics.items()}
+    return statistics, share
 
 
 def _standardise(
@@ -179,10 +216,9 @@ class GradientEncoder(nn.Module):
         buffers = dict(self.named_buffers())
         standard = _standardise(values, observed, buffers)
         for number in range(self.whitened):
-            first, last = buffers[f"place{number}"].tolist()
-            part = slice(first, last + 1)
-            matrix = buffers[f"whiten{number}"]
-            standard[:, part] = (standard[:, part] @ matrix).clamp_(-LIMIT, LIMIT)
+            part = slice(*buffers[f"place{number}"].tolist())
+            white = standard[:, part] @ buffers[f"whiten{number}"]
+            standard[:, part] = white.clamp_(-LIMIT, LIMIT)
         seen = observed[:, buffers["hidden"]].float()
         seen = (seen - buffers["hidden_mean"]) * buffers["hidden_scale"]
         return torch.cat([standard, seen.clamp_(-LIMIT, LIMIT)], dim=1)

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 __all__ = ["AuxiliaryData", "TrainingInputs", "held_out_inputs", "statistics_sample", "targets"]
 
 SAMPLE_ROWS = 8192  # for the fixed statistics of the encoder and the decoder
-ENCODE_ROWS = 1024  # encoded at once; bounds the memory
+ENCODE_ROWS = 512  # encoded at once; bounds the memory
 
 
 @dataclass(frozen=True)
@@ -105,12 +105,16 @@ class TrainingInputs:
 def statistics_sample(settings: Inverter, data: AuxiliaryData, samples: int) -> TrainingSample:
     """Draw what the network's fixed statistics are taken from; gradients and images apart."""
     order = torch.randperm(samples, generator=torch_generator(settings.seed, "statistics"))
-    stop = min(SAMPLE_ROWS * data.views, samples * data.views)
-    rows = data.store.rows(0, stop)[:: data.views]  # the auxiliary set is in random order
-    noise = torch_generator(settings.seed, "statistics", "noise")
-    return TrainingSample(
-        data.defense.randomise(rows, generator=noise), to_float(data.image[order[:SAMPLE_ROWS]])
-    )
+
+    def blocks() -> Iterator[torch.Tensor]:
+        noise = torch_generator(settings.seed, "statistics", "noise")
+        # The auxiliary set is in random order: its beginning is a random sample.
+        for start in range(0, min(SAMPLE_ROWS, samples), ENCODE_ROWS):
+            stop = min(start + ENCODE_ROWS, SAMPLE_ROWS, samples)
+            rows = data.store.rows(start * data.views, stop * data.views)[:: data.views]
+            yield data.defense.randomise(rows, generator=noise)
+
+    return TrainingSample(blocks, to_float(data.image[order[:SAMPLE_ROWS]]))
 
 
 def targets(image: torch.Tensor, index: torch.Tensor, views: int) -> torch.Tensor:

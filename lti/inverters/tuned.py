@@ -28,14 +28,13 @@ class TunedInverter(Inverter):
     """
 
     epochs: int = Field(8, ge=1, description="Passes over the auxiliary set.")
+    batch_size: int = Field(128, ge=1, description="Samples a step.")
     learning_rate: float = Field(1e-3, gt=0, description="Peak learning rate of AdamW.")
     use_mirrored: bool = Field(True, description="Train on mirrored images too.")
     hidden: int = Field(2048, ge=1, description="Width of the residual network.")
     components: int = Field(768, ge=1, description="Principal components of the images.")
     whitening: float = Field(0.5, ge=0, le=1, description="Power of the inputs' whitening.")
-    whiten_all: bool = Field(
-        True, description="Whiten all dense parameters, not only inputs of linear layers."
-    )
+    dropout: float = Field(0.0, ge=0, lt=1, description="Share of hidden units dropped.")
     warm_up: float = Field(0.05, ge=0, lt=1, description="Share of the steps.")
 
     def statistics(
@@ -45,9 +44,7 @@ class TunedInverter(Inverter):
         from lti.inverters.decoder import image_components
         from lti.inverters.encoder import encoder_statistics
 
-        encoder = encoder_statistics(
-            layout, sample.rows, power=self.whitening, whiten_all=self.whiten_all
-        )
+        encoder = encoder_statistics(layout, sample.blocks, power=self.whitening)
         mean, components = image_components(sample.image, self.components)
         return {
             **{f"encoder.{name}": value for name, value in encoder.items()},
@@ -76,6 +73,7 @@ class TunedInverter(Inverter):
             encoder.width,
             sample_shape,
             hidden=self.hidden,
+            dropout=self.dropout,
             mean=statistics["decoder.mean"],
             components=statistics["decoder.components"],
         )
