@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 from lti.registry import Registry
 
@@ -21,7 +22,7 @@ PACKAGE = "lti"
 ROOT = Path(__file__).parent
 
 
-def source_files(stage: str, *entries: tuple[Registry, str]) -> list[str]:  # type: ignore[type-arg]
+def source_files(stage: str, *entries: tuple[Registry[Any], str]) -> list[str]:
     """Return the files that a stage runs, sorted.
 
     Args:

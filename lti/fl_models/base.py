@@ -43,8 +43,11 @@ FL_MODELS: Registry[FLModel] = Registry("fl_models", modules={"lenet": "lti.fl_m
 
 def save_fl_model(
     path: Path | str, card_path: Path | str, model: FLModel, num_classes: int
-) -> None:
-    """Draw a model's weights and write them with their card (architecture, seed, digest)."""
+) -> dict[str, Any]:
+    """Draw a model's weights, write them with their card, and return the card.
+
+    The card states architecture, settings, parameters, whether pretrained, and a digest.
+    """
     network = model.build(num_classes)
     tensors = dict(network.state_dict())
     card: dict[str, Any] = {

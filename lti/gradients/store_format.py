@@ -6,7 +6,7 @@ import hashlib
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -164,7 +164,9 @@ def create_arrays(path: Path, geometry: Geometry, attributes: Mapping[str, Any])
     if geometry.compress:
         # Measured on LeNet gradients (bytes an entry; decoding, decoded GB/s on one core):
         # signs 0.039 at 1.6, pruned 0.99 0.037 at 5.9. Shuffling slows the sparse floats.
-        shuffle = "bitshuffle" if geometry.encoding == "sign" else "noshuffle"
+        shuffle: Literal["bitshuffle", "noshuffle"] = (
+            "bitshuffle" if geometry.encoding == "sign" else "noshuffle"
+        )
         compressors.insert(0, BloscCodec(cname="zstd", clevel=3, shuffle=shuffle))
     dtype = np.dtype(ENCODINGS[geometry.encoding])
     group.create_array(

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from lti.gradients.layout import ParameterLayout
+    from lti.inverters.network import InverterNetwork
 
 __all__ = ["INVERTERS", "Inverter", "TrainingSample"]
 
@@ -66,7 +67,7 @@ class Inverter(Settings):
         layout: ParameterLayout,
         sample_shape: Sequence[int],
         statistics: Mapping[str, torch.Tensor],
-    ) -> nn.Module:
+    ) -> InverterNetwork:
         """Return the network with these statistics and initial weights.
 
         The weights are drawn from torch's global stream. ``statistics`` may hold more (a

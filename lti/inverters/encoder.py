@@ -119,9 +119,9 @@ def encoder_statistics(
     kept = statistics["kept"]
     places = []
     for start, stop, is_linear in _feature_blocks(layout):
-        place = ((kept >= start) & (kept < stop)).nonzero()[:, 0]
-        if len(place) >= SMALLEST_BLOCK and bool(share[kept[place]].min() > 1 - 3 * RARE):
-            places.append((is_linear, slice(int(place[0]), int(place[-1]) + 1)))
+        inside = ((kept >= start) & (kept < stop)).nonzero()[:, 0]
+        if len(inside) >= SMALLEST_BLOCK and bool(share[kept[inside]].min() > 1 - 3 * RARE):
+            places.append((is_linear, slice(int(inside[0]), int(inside[-1]) + 1)))
     # A linear layer's inputs come first. Where the defense left nothing of them (signs of
     # a layer whose inputs are positive), the other parameters are whitened instead.
     if any(is_linear for is_linear, _ in places):

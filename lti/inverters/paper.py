@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from lti.gradients.layout import ParameterLayout
+    from lti.inverters.network import InverterNetwork
 
 __all__ = ["PaperInverter"]
 
@@ -44,25 +45,23 @@ class PaperInverter(Inverter):
         layout: ParameterLayout,
         sample_shape: Sequence[int],
         statistics: Mapping[str, torch.Tensor],
-    ) -> nn.Module:
+    ) -> InverterNetwork:
         """Return the network (see :class:`lti.inverters.Inverter`)."""
         from torch import nn
 
+        from lti.inverters.network import InverterNetwork
+
         shape = tuple(sample_shape)
-        return nn.ModuleDict(
-            {
-                "encoder": nn.Identity(),
-                "decoder": nn.Sequential(
-                    nn.Linear(layout.total, self.hidden),
-                    nn.ReLU(),
-                    nn.Linear(self.hidden, self.hidden),
-                    nn.ReLU(),
-                    nn.Linear(self.hidden, math.prod(shape)),
-                    nn.Sigmoid(),
-                    nn.Unflatten(1, shape),
-                ),
-            }
+        decoder = nn.Sequential(
+            nn.Linear(layout.total, self.hidden),
+            nn.ReLU(),
+            nn.Linear(self.hidden, self.hidden),
+            nn.ReLU(),
+            nn.Linear(self.hidden, math.prod(shape)),
+            nn.Sigmoid(),
+            nn.Unflatten(1, shape),
         )
+        return InverterNetwork(nn.Identity(), decoder)
 
     def optimizer(self, parameters: Iterator[nn.Parameter]) -> torch.optim.Optimizer:
         """Return Adam."""

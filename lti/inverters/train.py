@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import nn
@@ -39,6 +39,13 @@ HISTORY = (
     "peak_memory_mib",
 )
 EVALUATE_ROWS = 1024
+
+
+class _Best(NamedTuple):
+    """The epoch that did best on held-out data."""
+
+    mse: float
+    weights: dict[str, torch.Tensor]
 
 
 def train_inverter(
@@ -103,9 +110,9 @@ def train_inverter(
     optimizer = settings.optimizer(network.decoder.parameters())
     steps = -(-(samples - held) // settings.batch_size)
     history: list[dict[str, Any]] = []
-    best = {"mse": float("inf"), "weights": _copy(network.decoder)}
+    best = _Best(float("inf"), _copy(network.decoder))
     if (saved := checkpoint.load()) is not None:
-        _restore(saved[0], network.decoder, optimizer, history, best)
+        best = _restore(saved[0], network.decoder, optimizer, history)
     progress.start(total=settings.epochs * (samples - held), unit="samples")
     progress.skip(len(history) * (samples - held))
 
@@ -147,11 +154,11 @@ def train_inverter(
                 f"the loss of epoch {epoch + 1} is {history[-1]['train_mse']}; expected a finite "
                 f"number. Lower the learning rate ({settings.learning_rate:g})."
             )
-        if mse < best["mse"]:
-            best = {"mse": mse, "weights": _copy(network.decoder)}
+        if mse < best.mse:
+            best = _Best(mse, _copy(network.decoder))
         if checkpoint.due() and epoch + 1 < settings.epochs:
             checkpoint.save(_state(network.decoder, optimizer, history, best), position=epoch + 1)
-    network.decoder.load_state_dict(best["weights"])
+    network.decoder.load_state_dict(best.weights)
     trained = TrainedInverter(settings, data.layout, sample_shape, network=network, compute=compute)
     return trained, history
 
@@ -178,16 +185,16 @@ def _state(
     decoder: nn.Module,
     optimizer: torch.optim.Optimizer,
     history: list[dict[str, Any]],
-    best: dict[str, Any],
+    best: _Best,
 ) -> dict[str, torch.Tensor]:
     state = {f"weights/{key}": value for key, value in decoder.state_dict().items()}
-    state |= {f"best/{key}": value for key, value in best["weights"].items()}
+    state |= {f"best/{key}": value for key, value in best.weights.items()}
     for number, slots in optimizer.state_dict()["state"].items():
         state |= {f"optimizer/{number}/{key}": value for key, value in slots.items()}
     table = [[float(record[key]) for key in HISTORY] for record in history]
     return state | {
         "history": torch.tensor(table, dtype=torch.float64),
-        "best_mse": torch.tensor(best["mse"], dtype=torch.float64),
+        "best_mse": torch.tensor(best.mse, dtype=torch.float64),
     }
 
 
@@ -196,8 +203,7 @@ def _restore(
     decoder: nn.Module,
     optimizer: torch.optim.Optimizer,
     history: list[dict[str, Any]],
-    best: dict[str, Any],
-) -> None:
+) -> _Best:
     def part(prefix: str) -> dict[str, torch.Tensor]:
         return {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
 
@@ -207,10 +213,10 @@ def _restore(
         number, _, name = key.partition("/")
         slots.setdefault(int(number), {})[name] = value
     optimizer.load_state_dict({**optimizer.state_dict(), "state": slots})
-    best |= {"mse": float(state["best_mse"]), "weights": part("best/")}
     for record in state["history"].tolist():
         history.append(dict(zip(HISTORY, record, strict=True)))
         history[-1]["epoch"] = int(history[-1]["epoch"])
+    return _Best(float(state["best_mse"]), part("best/"))
 
 
 def _peak_memory_mib(compute: Compute) -> float:

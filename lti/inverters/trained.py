@@ -13,6 +13,7 @@ from lti.errors import LTIError
 from lti.files import read_tensors, write_tensors
 from lti.gradients.layout import ParameterLayout
 from lti.inverters.base import INVERTERS, Inverter
+from lti.inverters.network import InverterNetwork
 
 __all__ = ["TrainedInverter", "decode"]
 
@@ -34,7 +35,7 @@ class TrainedInverter:
         layout: ParameterLayout,
         sample_shape: Sequence[int],
         *,
-        network: nn.Module,
+        network: InverterNetwork,
         compute: Compute,
     ) -> None:
         self.settings, self.layout = settings, layout

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from lti.gradients.layout import ParameterLayout
+    from lti.inverters.network import InverterNetwork
 
 __all__ = ["TunedInverter"]
 
@@ -57,12 +58,11 @@ class TunedInverter(Inverter):
         layout: ParameterLayout,
         sample_shape: Sequence[int],
         statistics: Mapping[str, torch.Tensor],
-    ) -> nn.Module:
+    ) -> InverterNetwork:
         """Return the network (see :class:`lti.inverters.Inverter`)."""
-        from torch import nn
-
         from lti.inverters.decoder import ResidualDecoder
         from lti.inverters.encoder import GradientEncoder
+        from lti.inverters.network import InverterNetwork
 
         prefix = "encoder."
         encoder = GradientEncoder(
@@ -77,7 +77,7 @@ class TunedInverter(Inverter):
             mean=statistics["decoder.mean"],
             components=statistics["decoder.components"],
         )
-        return nn.ModuleDict({"encoder": encoder, "decoder": decoder})
+        return InverterNetwork(encoder, decoder)
 
     def optimizer(self, parameters: Iterator[nn.Parameter]) -> torch.optim.Optimizer:
         """Return AdamW without weight decay."""

@@ -30,8 +30,8 @@ def match_batches(truth: Array, reconstruction: Array) -> npt.NDArray[np.intp]:
         (n_batches, B) indices: ``reconstruction[k][order[k]]`` lines up with ``truth[k]``.
     """
     import numpy as np
-    from scipy.optimize import linear_sum_assignment  # type: ignore[import-untyped]
-    from scipy.spatial.distance import cdist  # type: ignore[import-untyped]
+    from scipy.optimize import linear_sum_assignment
+    from scipy.spatial.distance import cdist
 
     n_batches, batch_size = truth.shape[:2]
     order = np.tile(np.arange(batch_size), (n_batches, 1))

@@ -28,7 +28,6 @@ def measure_attack(
 
     arrays, metadata = read_arrays(reconstructions)
     frame = measure(read_arrays(victims)[0], arrays, metadata, metrics=metric)
-    frame.insert(frame.columns.get_loc("label"), "paper_defense", "")
     frame["paper_defense"] = paper_defense(metadata["defense_settings"])
     write_metrics(output, frame)
     means = ", ".join(f"{name} {frame[name].mean():.4g}" for name in metric)

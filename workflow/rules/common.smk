@@ -1,4 +1,3 @@
-import os
 import sys
 from pathlib import Path
 
@@ -43,10 +42,10 @@ AUXILIARY = f"{RESULTS}/data/auxiliary/{{auxiliary}}"
 VICTIMS = f"{RESULTS}/data/victims/{{victims}}"
 FL_MODEL = f"{RESULTS}/fl_models/{{dataset}}/{{fl_model}}"
 GRADIENTS = f"{RESULTS}/gradients/{{auxiliary}}/{{fl_model}}/{{stored}}"
-OBSERVATIONS = f"{RESULTS}/observations/{{victims}}/{{fl_model}}/b{{batch_size}}/{{defense}}"
-INVERTER = (
-    f"{RESULTS}/inverters/{{auxiliary}}/{{fl_model}}/b{{batch_size}}/{{defense}}/{{inverter}}"
+OBSERVATIONS = (
+    f"{RESULTS}/observations/{{victims}}/{{fl_model}}/b{{batch_size}}/{{defense}}"
 )
+INVERTER = f"{RESULTS}/inverters/{{auxiliary}}/{{fl_model}}/b{{batch_size}}/{{defense}}/{{inverter}}"
 ATTACKED = "{victims}/{fl_model}/b{batch_size}/{defense}/{attack}"
 RECONSTRUCTIONS = f"{RESULTS}/reconstructions/{ATTACKED}"
 METRIC_ROWS = f"{RESULTS}/metrics/{ATTACKED}"
@@ -88,8 +87,114 @@ def dataset_of_victims(wildcards):
     return PLAN.victims[wildcards.victims][0]
 
 
+# Input functions: `suffix` is that of large data (then the file is `ancient`, see above) or of a small file.
+
+
+def fill(pattern, suffix, **wildcards):
+    path = f"{pattern}{suffix}".format(**wildcards)
+    return path if suffix.endswith((".json", ".csv")) else ancient(path)
+
+
+def source_of_auxiliary(suffix):
+    return lambda wildcards: fill(
+        PART, suffix, dataset=dataset_of_auxiliary(wildcards), part="auxiliary"
+    )
+
+
+def source_of_victims(suffix):
+    return lambda wildcards: fill(
+        PART, suffix, dataset=dataset_of_victims(wildcards), part="victims"
+    )
+
+
 def fl_model_for(suffix, dataset_of):
-    """An input function: the FL model drawn for the data set behind a wildcard."""
-    return lambda wildcards: FL_MODEL.format(
-        dataset=dataset_of(wildcards), fl_model=wildcards.fl_model
-    ) + suffix
+    """The FL model drawn for the data set behind a wildcard."""
+    return lambda wildcards: fill(
+        FL_MODEL, suffix, dataset=dataset_of(wildcards), fl_model=wildcards.fl_model
+    )
+
+
+def gradients_for(suffix):
+    """The gradient store that a defense's inverter is trained on."""
+    return lambda wildcards: fill(
+        GRADIENTS,
+        suffix,
+        auxiliary=wildcards.auxiliary,
+        fl_model=wildcards.fl_model,
+        stored=PLAN.stored_defense(wildcards.defense),
+    )
+
+
+def split_attack(wildcards):
+    """The attack's identifier and that of its auxiliary set (empty where it needs none)."""
+    attack, _, auxiliary = wildcards.attack.partition("@")
+    return attack, auxiliary
+
+
+def inverter_for(suffix):
+    """The inverter that an attack needs, if any."""
+
+    def inverter(wildcards):
+        attack, auxiliary = split_attack(wildcards)
+        if not PLAN.attacks[attack].needs_inverter:
+            return []
+        return fill(
+            INVERTER,
+            suffix,
+            auxiliary=auxiliary,
+            fl_model=wildcards.fl_model,
+            batch_size=wildcards.batch_size,
+            defense=wildcards.defense,
+            inverter=PLAN.attacks[attack].inverter,
+        )
+
+    return inverter
+
+
+def attack_code(wildcards):
+    attack, _ = split_attack(wildcards)
+    entries = [
+        entry(ATTACKS, "attacks", attack),
+        entry(DEFENSES, "defenses", wildcards.defense),
+        entry(FL_MODELS, "fl_models", wildcards.fl_model),
+    ]
+    if PLAN.attacks[attack].needs_inverter:
+        entries.append(entry(INVERTERS, "inverters", PLAN.attacks[attack].inverter))
+    return source_files("attack", *entries)
+
+
+def attack_names(wildcards):
+    """The run's identifiers, for the tables."""
+    attack, auxiliary = split_attack(wildcards)
+    return canonical_json(
+        {
+            "dataset": dataset_of_victims(wildcards),
+            "fl_model": wildcards.fl_model,
+            "defense": wildcards.defense,
+            "variant": attack,
+            "auxiliary": auxiliary,
+        }
+    )
+
+
+def cells_of(suffix, pattern):
+    """The files of all cells of an experiment."""
+    return lambda wildcards: [
+        fill(pattern, suffix, **vars(cell)) for cell in PLAN.cells(wildcards.experiment)
+    ]
+
+
+def victims_of_experiment(suffix):
+    return lambda wildcards: fill(
+        VICTIMS, suffix, victims=PLAN.victims_of(wildcards.experiment)
+    )
+
+
+def results_of(experiment):
+    return [
+        f"{RESULTS}/experiments/{experiment}/{name}"
+        for name in ("summary.csv", "summary.md", "summary.png", "reconstructions.png")
+    ]
+
+
+MEASURE_CODE = source_files("measure", *((METRICS, name) for name in PLAN.metrics))

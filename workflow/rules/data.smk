@@ -7,11 +7,11 @@ rule prepare_dataset:
         multiext(PART, data=".safetensors", card=".json"),
     log:
         "logs/prepare_dataset/{dataset}.{part}.log",
-    params:
-        dataset=lambda wildcards: PLAN.settings("datasets", wildcards.dataset),
     cache: "omit-software"
     conda:
         "../../envs/lti.yaml"
+    params:
+        dataset=lambda wildcards: PLAN.settings("datasets", wildcards.dataset),
     shell:
         "lti prepare-dataset --dataset {params.dataset:q} --part {wildcards.part}"
         " --output {output.data} --card {output.card} --log {log}"
@@ -19,25 +19,19 @@ rule prepare_dataset:
 
 rule select_auxiliary:
     input:
-        source=lambda wildcards: ancient(
-            PART.format(dataset=dataset_of_auxiliary(wildcards), part="auxiliary")
-            + ".safetensors"
-        ),
-        card=lambda wildcards: PART.format(
-            dataset=dataset_of_auxiliary(wildcards), part="auxiliary"
-        )
-        + ".json",
+        source=source_of_auxiliary(".safetensors"),
+        card=source_of_auxiliary(".json"),
         code=source_files("data"),
     output:
-        data=AUXILIARY + ".safetensors",
-        card=AUXILIARY + ".json",
+        data=f"{AUXILIARY}.safetensors",
+        card=f"{AUXILIARY}.json",
     log:
         "logs/select_auxiliary/{auxiliary}.log",
+    conda:
+        "../../envs/lti.yaml"
     params:
         size=lambda wildcards: PLAN.auxiliary[wildcards.auxiliary][1].size,
         seed=lambda wildcards: PLAN.auxiliary[wildcards.auxiliary][1].seed,
-    conda:
-        "../../envs/lti.yaml"
     shell:
         "lti select-auxiliary --source {input.source} --size {params.size} --seed {params.seed}"
         " --output {output.data} --card {output.card} --log {log}"
@@ -45,25 +39,19 @@ rule select_auxiliary:
 
 rule select_victims:
     input:
-        source=lambda wildcards: ancient(
-            PART.format(dataset=dataset_of_victims(wildcards), part="victims")
-            + ".safetensors"
-        ),
-        card=lambda wildcards: PART.format(
-            dataset=dataset_of_victims(wildcards), part="victims"
-        )
-        + ".json",
+        source=source_of_victims(".safetensors"),
+        card=source_of_victims(".json"),
         code=source_files("data"),
     output:
-        data=VICTIMS + ".safetensors",
-        card=VICTIMS + ".json",
+        data=f"{VICTIMS}.safetensors",
+        card=f"{VICTIMS}.json",
     log:
         "logs/select_victims/{victims}.log",
+    conda:
+        "../../envs/lti.yaml"
     params:
         size=lambda wildcards: PLAN.victims[wildcards.victims][1].size,
         seed=lambda wildcards: PLAN.victims[wildcards.victims][1].seed,
-    conda:
-        "../../envs/lti.yaml"
     shell:
         "lti select-victims --source {input.source} --size {params.size} --seed {params.seed}"
         " --output {output.data} --card {output.card} --log {log}"
@@ -71,7 +59,9 @@ rule select_victims:
 
 rule draw_fl_model:
     input:
-        card=PART.replace("{part}", "auxiliary") + ".json",
+        card=lambda wildcards: fill(
+            PART, ".json", dataset=wildcards.dataset, part="auxiliary"
+        ),
         code=lambda wildcards: source_files(
             "fl_model", entry(FL_MODELS, "fl_models", wildcards.fl_model)
         ),
@@ -79,11 +69,11 @@ rule draw_fl_model:
         multiext(FL_MODEL, weights=".safetensors", card=".json"),
     log:
         "logs/draw_fl_model/{dataset}.{fl_model}.log",
-    params:
-        fl_model=lambda wildcards: PLAN.settings("fl_models", wildcards.fl_model),
     cache: "omit-software"
     conda:
         "../../envs/lti.yaml"
+    params:
+        fl_model=lambda wildcards: PLAN.settings("fl_models", wildcards.fl_model),
     shell:
         "lti draw-fl-model --fl-model {params.fl_model:q} --dataset-card {input.card}"
         " --output {output.weights} --card {output.card} --log {log}"

@@ -1,10 +1,8 @@
 rule compute_gradients:
     input:
-        auxiliary=ancient(AUXILIARY + ".safetensors"),
-        auxiliary_card=AUXILIARY + ".json",
-        fl_model=lambda wildcards: ancient(
-            fl_model_for(".safetensors", dataset_of_auxiliary)(wildcards)
-        ),
+        auxiliary=ancient(f"{AUXILIARY}.safetensors"),
+        auxiliary_card=f"{AUXILIARY}.json",
+        fl_model=fl_model_for(".safetensors", dataset_of_auxiliary),
         fl_model_card=fl_model_for(".json", dataset_of_auxiliary),
         code=lambda wildcards: source_files(
             "gradients",
@@ -12,25 +10,27 @@ rule compute_gradients:
             (DEFENSES, PLAN.stored_defense_name(wildcards.stored)),
         ),
     output:
-        store=directory(GRADIENTS + ".zarr"),
-        manifest=GRADIENTS + ".manifest.json",
+        store=directory(f"{GRADIENTS}.zarr"),
+        manifest=f"{GRADIENTS}.manifest.json",
     log:
         "logs/compute_gradients/{auxiliary}.{fl_model}.{stored}.log",
     benchmark:
         "logs/compute_gradients/{auxiliary}.{fl_model}.{stored}.benchmark.tsv"
-    params:
-        defense=lambda wildcards: PLAN.stored_defense_settings(wildcards.stored),
-        mirrored=lambda wildcards: PLAN.auxiliary[wildcards.auxiliary][1].mirrored,
-        mirrored_option=lambda wildcards: (
-            "--mirrored" if PLAN.auxiliary[wildcards.auxiliary][1].mirrored else "--no-mirrored"
-        ),
-        store=canonical_json(PLAN.config.store.model_dump()),
+    conda:
+        "../../envs/lti.yaml"
     threads: heavy_threads()
     resources:
         gpu=1,
         mem_mb=4000,
-    conda:
-        "../../envs/lti.yaml"
+    params:
+        defense=lambda wildcards: PLAN.stored_defense_settings(wildcards.stored),
+        mirrored=lambda wildcards: PLAN.auxiliary[wildcards.auxiliary][1].mirrored,
+        mirrored_option=lambda wildcards: (
+            "--mirrored"
+            if PLAN.auxiliary[wildcards.auxiliary][1].mirrored
+            else "--no-mirrored"
+        ),
+        store=canonical_json(PLAN.config.store.model_dump()),
     shell:
         "lti compute-gradients --auxiliary {input.auxiliary} --fl-model {input.fl_model}"
         " --defense {params.defense:q} {params.mirrored_option} --store {params.store:q}"
@@ -40,11 +40,9 @@ rule compute_gradients:
 
 rule observe:
     input:
-        victims=ancient(VICTIMS + ".safetensors"),
-        victims_card=VICTIMS + ".json",
-        fl_model=lambda wildcards: ancient(
-            fl_model_for(".safetensors", dataset_of_victims)(wildcards)
-        ),
+        victims=ancient(f"{VICTIMS}.safetensors"),
+        victims_card=f"{VICTIMS}.json",
+        fl_model=fl_model_for(".safetensors", dataset_of_victims),
         fl_model_card=fl_model_for(".json", dataset_of_victims),
         code=lambda wildcards: source_files(
             "gradients",
@@ -52,15 +50,15 @@ rule observe:
             entry(DEFENSES, "defenses", wildcards.defense),
         ),
     output:
-        store=directory(OBSERVATIONS + ".zarr"),
-        manifest=OBSERVATIONS + ".manifest.json",
+        store=directory(f"{OBSERVATIONS}.zarr"),
+        manifest=f"{OBSERVATIONS}.manifest.json",
     log:
         "logs/observe/{victims}.{fl_model}.b{batch_size}.{defense}.log",
+    conda:
+        "../../envs/lti.yaml"
     params:
         defense=lambda wildcards: PLAN.settings("defenses", wildcards.defense),
         seed=lambda wildcards: PLAN.victims[wildcards.victims][1].seed,
-    conda:
-        "../../envs/lti.yaml"
     shell:
         "lti observe --victims {input.victims} --fl-model {input.fl_model}"
         " --defense {params.defense:q} --batch-size {wildcards.batch_size} --seed {params.seed}"

@@ -1,45 +1,33 @@
 rule train_inverter:
     input:
-        auxiliary=ancient(AUXILIARY + ".safetensors"),
-        auxiliary_card=AUXILIARY + ".json",
-        gradients=lambda wildcards: ancient(
-            GRADIENTS.format(
-                auxiliary=wildcards.auxiliary,
-                fl_model=wildcards.fl_model,
-                stored=PLAN.stored_defense(wildcards.defense),
-            )
-            + ".zarr"
-        ),
-        manifest=lambda wildcards: GRADIENTS.format(
-            auxiliary=wildcards.auxiliary,
-            fl_model=wildcards.fl_model,
-            stored=PLAN.stored_defense(wildcards.defense),
-        )
-        + ".manifest.json",
+        auxiliary=ancient(f"{AUXILIARY}.safetensors"),
+        auxiliary_card=f"{AUXILIARY}.json",
+        gradients=gradients_for(".zarr"),
+        manifest=gradients_for(".manifest.json"),
         code=lambda wildcards: source_files(
             "train",
             entry(DEFENSES, "defenses", wildcards.defense),
             entry(INVERTERS, "inverters", wildcards.inverter),
         ),
     output:
-        weights=INVERTER + ".safetensors",
-        card=INVERTER + ".json",
-        history=INVERTER + ".history.csv",
+        weights=f"{INVERTER}.safetensors",
+        card=f"{INVERTER}.json",
+        history=f"{INVERTER}.history.csv",
     log:
         "logs/train_inverter/{auxiliary}.{fl_model}.b{batch_size}.{defense}.{inverter}.log",
     benchmark:
         "logs/train_inverter/{auxiliary}.{fl_model}.b{batch_size}.{defense}.{inverter}.benchmark.tsv"
+    conda:
+        "../../envs/lti.yaml"
+    threads: heavy_threads()
+    resources:
+        gpu=1,
+        mem_mb=8000,
     params:
         defense=lambda wildcards: PLAN.settings("defenses", wildcards.defense),
         inverter=lambda wildcards: PLAN.settings("inverters", wildcards.inverter),
         memory_mib=PLAN.config.store.memory_mib,
         checkpoints=CHECKPOINTS,
-    threads: heavy_threads()
-    resources:
-        gpu=1,
-        mem_mb=8000,
-    conda:
-        "../../envs/lti.yaml"
     shell:
         "lti train-inverter --auxiliary {input.auxiliary} --gradients {input.gradients}"
         " --manifest {input.manifest} --defense {params.defense:q}"

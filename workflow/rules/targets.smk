@@ -1,13 +1,6 @@
 # Collection targets: each experiment by its name, and all of them.
 
 
-def results_of(experiment):
-    return [
-        f"{EXPERIMENT}/{name}".format(experiment=experiment)
-        for name in ("summary.csv", "summary.md", "summary.png", "reconstructions.png")
-    ]
-
-
 rule all:
     input:
         [results_of(experiment) for experiment in PLAN.config.experiments],
@@ -23,7 +16,7 @@ for experiment in PLAN.config.experiments:
 
 
 onsuccess:
+    requested = {str(target) for target in workflow.dag_settings.targets}
     for experiment in PLAN.config.experiments:
-        paths = results_of(experiment)
-        if all(os.path.exists(path) for path in paths):
-            print(f"{experiment}:", *paths, sep="\n  ")
+        if not requested or requested & {experiment, "all", "default"}:
+            print(f"{experiment}:", *results_of(experiment), sep="\n  ")
