@@ -12,7 +12,8 @@ from lti.stages.data import prepare_dataset, select_auxiliary, select_victims
 from lti.stages.draw import draw_reconstructions
 from lti.stages.fl_model import draw_fl_model
 from lti.stages.gradients import compute_gradients, observe
-from lti.stages.measure import measure_attack, summarise_experiment
+from lti.stages.measure import measure_attack
+from lti.stages.summarise import summarise_experiment
 from lti.stages.train import train_inverter
 
 __all__ = ["app", "main"]

@@ -112,12 +112,7 @@ def parse_config(values: Mapping[str, Any]) -> Config:
         attempt(lambda key=key: _check_identifier(f"experiments.{key}", key))
         attempt(lambda key=key, e=experiment: _check_experiment(config, f"experiments.{key}", e))
     for key, settings in config.attacks.items():
-        if "inverter" in settings:
-            attempt(
-                lambda key=key, s=settings: _known(
-                    f"attacks.{key}.inverter", s["inverter"], config.inverters
-                )
-            )
+        attempt(lambda key=key, s=settings: _check_inverters(config, f"attacks.{key}", s))
     if problems:
         raise LTIError("\n".join(problems))
     return config
@@ -134,6 +129,14 @@ def _check_identifier(where: str, key: str) -> None:
 def _known(where: str, value: Any, known: Any) -> None:
     if value not in known:
         raise LTIError(f"{where}: got {value!r}; allowed: {', '.join(sorted(known))}")
+
+
+def _check_inverters(config: Config, where: str, settings: dict[str, Any]) -> None:
+    if "inverter" in settings:
+        _known(f"{where}.inverter", settings["inverter"], config.inverters)
+    for defense, inverter in dict(settings.get("inverter_for", {})).items():
+        _known(f"{where}.inverter_for", defense, config.defenses)
+        _known(f"{where}.inverter_for.{defense}", inverter, config.inverters)
 
 
 def _check_experiment(config: Config, where: str, experiment: Experiment) -> None:

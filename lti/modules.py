@@ -31,7 +31,8 @@ def source_files(stage: str, *entries: tuple[Registry[Any], str]) -> list[str]:
 
     Returns:
         Paths, relative to the working directory where they lie below it; only this
-        package's own files, and of entries of other packages their module.
+        package's own files, data that a module names included, and of entries of other
+        packages their module.
     """
     files: set[str] = set()
     pending = [f"{PACKAGE}.stages.{stage}"]
@@ -47,7 +48,8 @@ def source_files(stage: str, *entries: tuple[Registry[Any], str]) -> list[str]:
         if path is None:
             continue
         here = Path.cwd()
-        files.add(str(path.relative_to(here) if path.is_relative_to(here) else path))
+        for file in (path, *_data_files(path)):
+            files.add(str(file.relative_to(here) if file.is_relative_to(here) else file))
         if module.split(".")[0] == PACKAGE:
             pending.extend(_imports(module, path))
     return sorted(files)
@@ -65,6 +67,18 @@ def _path(module: str) -> Path | None:
         if candidate.is_file():
             return candidate
     return None
+
+
+@cache
+def _data_files(path: Path) -> tuple[Path, ...]:
+    """Return the files beside a module that it names in a string, such as a table."""
+    strings = {
+        node.value
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Constant) and isinstance(node.value, str)
+    }
+    beside = {file.name: file for file in path.parent.iterdir() if file.suffix != ".py"}
+    return tuple(beside[name] for name in sorted(strings & beside.keys()) if beside[name].is_file())
 
 
 @cache

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from lti.attacks import ATTACKS
+from lti.attacks import ATTACKS, Attack
 from lti.config import Auxiliary, Config, Experiment, Victims
 from lti.data.dataset import DATASETS
 from lti.defenses import DEFENSES
@@ -121,6 +121,11 @@ class Plan:
         """Return the registered name of the defense that a store's rows went through."""
         name: str = "none" if stored == UNDEFENDED else self.defenses[stored].name
         return name
+
+    def attack_on(self, attack: str, defense: str) -> Attack:
+        """Return an attack with the settings that it uses against a defense."""
+        settings: Attack = self.attacks[attack].against(defense)
+        return settings
 
     def victims_of(self, experiment: str) -> str:
         """Return the identifier of an experiment's victims."""

@@ -10,17 +10,11 @@ from hypothesis import strategies as st
 from pandas.testing import assert_frame_equal
 
 from lti.errors import LTIError
-from lti.metrics import (
-    METRICS,
-    bootstrap_interval,
-    match_batches,
-    measure,
-    read_metrics,
-    summarise,
-    write_metrics,
-)
+from lti.metrics import METRICS
 from lti.metrics.image import MSE, PSNR, SSIM
-from lti.metrics.summary import SUMMARY_COLUMNS
+from lti.metrics.matching import match_batches
+from lti.metrics.measure import measure, read_metrics, write_metrics
+from lti.metrics.summary import SUMMARY_COLUMNS, bootstrap_interval, summarise
 
 RUN = {
     "dataset": "cifar10",

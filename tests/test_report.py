@@ -8,20 +8,17 @@ import pytest
 from pandas.testing import assert_frame_equal
 
 from lti.errors import LTIError
-from lti.metrics import summarise
 from lti.metrics.image import PSNR
-from lti.report import (
+from lti.metrics.summary import summarise
+from lti.report.chart import plot_summary
+from lti.report.paper import paper_value
+from lti.report.picture import (
     PictureRow,
-    markdown_table,
-    paper_value,
+    choose_positions,
     picture_row,
     plot_reconstructions,
-    plot_summary,
-    read_summary,
-    write_markdown,
-    write_summary,
 )
-from lti.report.picture import choose_positions
+from lti.report.table import markdown_table, read_summary, write_markdown, write_summary
 
 CELL = {
     "dataset": "cifar10",

@@ -76,6 +76,17 @@ class Attack(Settings):
         None, ge=1, description="Attack only the first so many victim batches; null: all."
     )
 
+    def against(self, defense: str) -> Attack:
+        """Return the attack with the settings that it uses against a defense (its key)."""
+        return self
+
+    def load_inverter(self, path: Path, *, compute: Compute) -> Any:
+        """Read the inverter; only where ``needs_inverter``.
+
+        Here rather than in the stage, so that other attacks do not depend on inverters' code.
+        """
+        raise NotImplementedError(f"attack {self.name} needs no inverter")
+
     @abstractmethod
     def reconstruct(
         self,

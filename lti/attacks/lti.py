@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     import torch
 
     from lti.compute import Compute
+    from lti.inverters.trained import TrainedInverter
     from lti.progress import Progress
 
 __all__ = ["LearningToInvert"]
@@ -25,6 +26,20 @@ class LearningToInvert(Attack):
     needs_inverter = True
 
     inverter: str = Field(description="A key of `inverters`.")
+    inverter_for: dict[str, str] = Field(
+        default={}, description="Keys of `inverters` for some defenses, by the defense's key."
+    )
+
+    def against(self, defense: str) -> LearningToInvert:
+        """Return the attack with the inverter that it uses against a defense."""
+        inverter = self.inverter_for.get(defense, self.inverter)
+        return self.model_copy(update={"inverter": inverter, "inverter_for": {}})
+
+    def load_inverter(self, path: Path, *, compute: Compute) -> TrainedInverter:
+        """Read the inverter."""
+        from lti.inverters.trained import TrainedInverter
+
+        return TrainedInverter.load(path, compute=compute)
 
     def reconstruct(
         self,

@@ -21,6 +21,7 @@ from collections.abc import Callable, Iterator, Mapping
 import torch
 from torch import nn
 
+from lti.compute import matmul_dtype
 from lti.gradients.layout import LinearBlock, ParameterLayout
 
 __all__ = ["GradientEncoder", "encoder_statistics", "factor_features"]
@@ -207,18 +208,20 @@ class GradientEncoder(nn.Module):
         for name, value in statistics.items():
             self.register_buffer(name, value.clone())
         self.width = len(statistics["kept"]) + len(statistics["hidden"])
-        self.whitened = sum(name.startswith("whiten") for name in statistics)
+        # As plain numbers: reading them from a GPU would make it wait at every batch.
+        numbers = range(sum(name.startswith("whiten") for name in statistics))
+        self.whitened = [slice(*statistics[f"place{n}"].tolist()) for n in numbers]
 
     @torch.no_grad()
     def forward(self, gradient: torch.Tensor) -> torch.Tensor:
         """Encode gradients."""
         values, observed = factor_features(self.layout, gradient)
         buffers = dict(self.named_buffers())
+        dtype = matmul_dtype(gradient.device)
         standard = _standardise(values, observed, buffers)
-        for number in range(self.whitened):
-            part = slice(*buffers[f"place{number}"].tolist())
-            white = standard[:, part] @ buffers[f"whiten{number}"]
-            standard[:, part] = white.clamp_(-LIMIT, LIMIT)
+        for number, part in enumerate(self.whitened):
+            matrix = buffers[f"whiten{number}"].to(dtype)
+            standard[:, part] = (standard[:, part].to(dtype) @ matrix).clamp_(-LIMIT, LIMIT)
         seen = observed[:, buffers["hidden"]].float()
         seen = (seen - buffers["hidden_mean"]) * buffers["hidden_scale"]
         return torch.cat([standard, seen.clamp_(-LIMIT, LIMIT)], dim=1)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import torch
@@ -59,8 +60,7 @@ class TrainingInputs:
             self._encoded = torch.empty(
                 (len(rows), width), dtype=compute.dtype, device=compute.device
             )
-            for start in range(rows.start, rows.stop, ENCODE_ROWS):
-                stop = min(start + ENCODE_ROWS, rows.stop)
+            for start, stop in _blocks(data.store, rows):
                 block = encoder(data.store.rows(start, stop).to(compute.device))
                 self._encoded[start - rows.start : stop - rows.start] = block
         else:
@@ -102,17 +102,24 @@ class TrainingInputs:
         return inputs
 
 
+def _blocks(store: GradientStore, rows: range) -> Iterator[tuple[int, int]]:
+    """Cut rows into blocks of whole chunks, so that no chunk is read twice."""
+    step = store.geometry.chunk_rows * max(1, ENCODE_ROWS // store.geometry.chunk_rows)
+    cuts = [rows.start, *range((rows.start // step + 1) * step, rows.stop, step), rows.stop]
+    return pairwise(cuts)
+
+
 def statistics_sample(settings: Inverter, data: AuxiliaryData, samples: int) -> TrainingSample:
     """Draw what the network's fixed statistics are taken from; gradients and images apart."""
     order = torch.randperm(samples, generator=torch_generator(settings.seed, "statistics"))
+    rows = range(min(SAMPLE_ROWS, samples) * data.views)
 
     def blocks() -> Iterator[torch.Tensor]:
         noise = torch_generator(settings.seed, "statistics", "noise")
         # The auxiliary set is in random order: its beginning is a random sample.
-        for start in range(0, min(SAMPLE_ROWS, samples), ENCODE_ROWS):
-            stop = min(start + ENCODE_ROWS, SAMPLE_ROWS, samples)
-            rows = data.store.rows(start * data.views, stop * data.views)[:: data.views]
-            yield data.defense.randomise(rows, generator=noise)
+        for start, stop in _blocks(data.store, rows):
+            first_views = data.store.rows(start, stop)[-start % data.views :: data.views]
+            yield data.defense.randomise(first_views, generator=noise)
 
     return TrainingSample(blocks, to_float(data.image[order[:SAMPLE_ROWS]]))
 
@@ -136,9 +143,9 @@ def held_out_inputs(
     """Return the encoded held-out inputs, noise drawn once, and their images."""
     noise = torch_generator(settings.seed, "held-out", device=compute.device)
     encoded = []
-    for start in range(samples.start, samples.stop, ENCODE_ROWS):
-        stop = min(start + ENCODE_ROWS, samples.stop)
-        rows = data.store.rows(start * data.views, stop * data.views)[:: data.views]
+    held = range(samples.start * data.views, samples.stop * data.views)
+    for start, stop in _blocks(data.store, held):
+        rows = data.store.rows(start, stop)[-start % data.views :: data.views]
         rows = data.defense.randomise(rows.to(compute.device), generator=noise)
         encoded.append(encoder(rows).to(compute.dtype))
     image = to_float(data.image[samples.start : samples.stop])

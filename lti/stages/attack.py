@@ -61,11 +61,7 @@ def run_attack(
         defense=DEFENSES.parse(facts["defense"]),
         sample_shape=(3, 32, 32),
     ).first(method.victims)
-    trained = None
-    if inverter is not None:
-        from lti.inverters.trained import TrainedInverter
-
-        trained = TrainedInverter.load(inverter, compute=compute)
+    trained = None if inverter is None else method.load_inverter(inverter, compute=compute)
     progress = Progress(f"attack {model.name} {facts['defense']['use']} {method.name}", log=log)
     folder = checkpoints / f"{method.name}-{digest_json([store.digest, method.canonical()])}"
     reconstruction = method.reconstruct(

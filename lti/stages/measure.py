@@ -1,4 +1,4 @@
-"""Stages that measure reconstructions and summarise an experiment."""
+"""The stage that measures reconstructions."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import typer
 
 from lti.stages.options import Log, Output
 
-__all__ = ["measure_attack", "summarise_experiment"]
+__all__ = ["measure_attack"]
 
 
 def measure_attack(
@@ -33,25 +33,3 @@ def measure_attack(
     means = ", ".join(f"{name} {frame[name].mean():.4g}" for name in metric)
     progress = Progress(f"measure {metadata['defense']} {metadata['variant']}", log=log)
     progress.say(f"{len(frame):,} victims: {means}")
-
-
-def summarise_experiment(
-    *,
-    metrics: Annotated[list[Path], typer.Option(help="Rows of one cell; repeated.")],
-    output: Output,
-    table: Annotated[Path, typer.Option(help="Markdown table to write.")],
-    chart: Annotated[Path, typer.Option(help="Chart to write, PNG or PDF.")],
-    log: Log = None,
-) -> None:
-    """Average the victims of every cell and set the paper's values beside them."""
-    from lti.metrics.measure import read_metrics
-    from lti.metrics.summary import summarise
-    from lti.progress import Progress
-    from lti.report.chart import plot_summary
-    from lti.report.table import write_markdown, write_summary
-
-    summary = summarise([read_metrics(path) for path in metrics])
-    write_summary(output, summary)
-    write_markdown(table, summary)
-    plot_summary(chart, summary)
-    Progress("summary", log=log).say(f"{output}\n{table}\n{chart}")

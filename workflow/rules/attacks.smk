@@ -21,7 +21,7 @@ rule run_attack:
         gpu=1,
         mem_mb=4000,
     params:
-        attack=lambda wildcards: PLAN.settings("attacks", split_attack(wildcards)[0]),
+        attack=attack_settings,
         names=attack_names,
         inverter_option=lambda wildcards, input: (
             f"--inverter {input.inverter}" if input.inverter else ""

@@ -145,10 +145,15 @@ def inverter_for(suffix):
             fl_model=wildcards.fl_model,
             batch_size=wildcards.batch_size,
             defense=wildcards.defense,
-            inverter=PLAN.attacks[attack].inverter,
+            inverter=PLAN.attack_on(attack, wildcards.defense).inverter,
         )
 
     return inverter
+
+
+def attack_settings(wildcards):
+    attack, _ = split_attack(wildcards)
+    return canonical_json(PLAN.attack_on(attack, wildcards.defense).canonical())
 
 
 def attack_code(wildcards):
@@ -159,7 +164,13 @@ def attack_code(wildcards):
         entry(FL_MODELS, "fl_models", wildcards.fl_model),
     ]
     if PLAN.attacks[attack].needs_inverter:
-        entries.append(entry(INVERTERS, "inverters", PLAN.attacks[attack].inverter))
+        entries.append(
+            entry(
+                INVERTERS,
+                "inverters",
+                PLAN.attack_on(attack, wildcards.defense).inverter,
+            )
+        )
     return source_files("attack", *entries)
 
 
@@ -197,4 +208,7 @@ def results_of(experiment):
     ]
 
 
-MEASURE_CODE = source_files("measure", *((METRICS, name) for name in PLAN.metrics))
+MEASURE_CODE, SUMMARY_CODE = (
+    source_files(stage, *((METRICS, name) for name in PLAN.metrics))
+    for stage in ("measure", "summarise")
+)

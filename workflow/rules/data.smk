@@ -12,8 +12,10 @@ rule prepare_dataset:
         "../../envs/lti.yaml"
     params:
         dataset=lambda wildcards: PLAN.settings("datasets", wildcards.dataset),
+        # A parameter: the between-workflow cache does not tell wildcards apart.
+        part=lambda wildcards: wildcards.part,
     shell:
-        "lti prepare-dataset --dataset {params.dataset:q} --part {wildcards.part}"
+        "lti prepare-dataset --dataset {params.dataset:q} --part {params.part}"
         " --output {output.data} --card {output.card} --log {log}"
 
 

@@ -21,7 +21,7 @@ rule measure_attack:
 rule summarise_experiment:
     input:
         metrics=cells_of(".csv", METRIC_ROWS),
-        code=MEASURE_CODE,
+        code=SUMMARY_CODE,
     output:
         summary=f"{EXPERIMENT}/summary.csv",
         table=report(

@@ -1,0 +1,34 @@
+"""The stage that summarises an experiment."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from lti.stages.options import Log, Output
+
+__all__ = ["summarise_experiment"]
+
+
+def summarise_experiment(
+    *,
+    metrics: Annotated[list[Path], typer.Option(help="Rows of one cell; repeated.")],
+    output: Output,
+    table: Annotated[Path, typer.Option(help="Markdown table to write.")],
+    chart: Annotated[Path, typer.Option(help="Chart to write, PNG or PDF.")],
+    log: Log = None,
+) -> None:
+    """Average the victims of every cell and set the paper's values beside them."""
+    from lti.metrics.measure import read_metrics
+    from lti.metrics.summary import summarise
+    from lti.progress import Progress
+    from lti.report.chart import plot_summary
+    from lti.report.table import write_markdown, write_summary
+
+    summary = summarise([read_metrics(path) for path in metrics])
+    write_summary(output, summary)
+    write_markdown(table, summary)
+    plot_summary(chart, summary)
+    Progress("summary", log=log).say(f"{output}\n{table}\n{chart}")
