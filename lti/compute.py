@@ -15,7 +15,7 @@ from lti.errors import LTIError
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["Compute", "acquire", "matmul_dtype"]
+__all__ = ["Compute", "acquire", "matmul_dtype", "memory_budget"]
 
 _HELD: list[IO[str]] = []  # leases stay open, and so held, until the process ends
 
@@ -65,6 +65,15 @@ def matmul_dtype(device: torch.device) -> torch.dtype:
         return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float32
     fast = torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
     return torch.bfloat16 if fast and _cpu_has_native_bf16() else torch.float32
+
+
+def memory_budget(device: torch.device, memory_mib: float) -> int:
+    """Return the bytes that training data may take: of the host, or half of a GPU's free ones."""
+    import torch
+
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0] // 2
+    return int(memory_mib * 2**20)
 
 
 def _cpu_has_native_bf16() -> bool:

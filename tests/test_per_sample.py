@@ -172,7 +172,7 @@ def test_odd_rows_of_a_mirrored_store_are_the_mirrored_images(files, lenet, defe
         fl_model=folder / "m.safetensors",
         defense=canonical_json(defense),
         mirrored=True,
-        store=canonical_json({"chunk_mib": 0.1}),
+        store=canonical_json({"chunk_mib": 0.07}),
         output=folder / "g.zarr",
         manifest=folder / "g.json",
         threads=1,

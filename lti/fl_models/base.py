@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
-__all__ = ["FL_MODELS", "FLModel", "load_fl_model", "save_fl_model"]
+__all__ = ["FL_MODELS", "FLModel", "load_fl_model", "network_digest", "save_fl_model"]
 
 
 class FLModel(Settings):
@@ -41,6 +41,11 @@ class FLModel(Settings):
 FL_MODELS: Registry[FLModel] = Registry("fl_models", modules={"lenet": "lti.fl_models.lenet"})
 
 
+def network_digest(network: nn.Module) -> str:
+    """Return 16 hex digits over a network's parameters and buffers."""
+    return digest_arrays({k: v.cpu().numpy() for k, v in network.state_dict().items()})
+
+
 def save_fl_model(
     path: Path | str, card_path: Path | str, model: FLModel, num_classes: int
 ) -> dict[str, Any]:
@@ -58,7 +63,7 @@ def save_fl_model(
         "source": model.source,
     }
     write_tensors(path, tensors, card)
-    card["digest"] = digest_arrays({key: value.numpy() for key, value in tensors.items()})
+    card["digest"] = network_digest(network)
     write_json(card_path, card)
     return card
 

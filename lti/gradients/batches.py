@@ -12,6 +12,7 @@ import itertools
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+from lti.compute import memory_budget
 from lti.errors import LTIError
 from lti.gradients.encoding import ENCODINGS, EncodedRows, decode_rows
 from lti.gradients.prefetch import prefetched_groups
@@ -23,8 +24,6 @@ if TYPE_CHECKING:
 __all__ = ["TrainingRows"]
 
 _MIB = 2**20
-# Part of a GPU's free memory that resident rows may take: the rest is the model's.
-_GPU_SHARE = 0.5
 
 
 class TrainingRows:
@@ -70,10 +69,11 @@ class TrainingRows:
         self.device = torch.device(device)
         self._budget = int(memory_mib * _MIB)
         size = len(self.rows) * store.geometry.row_bytes
-        on_gpu = False
-        if self.device.type == "cuda" and resident is not False:
-            free, _ = torch.cuda.mem_get_info(self.device)
-            on_gpu = size <= free * _GPU_SHARE
+        on_gpu = (
+            self.device.type == "cuda"
+            and resident is not False
+            and size <= memory_budget(self.device, memory_mib)
+        )
         self.resident = (on_gpu or size <= self._budget) if resident is None else resident
         home = self.device if on_gpu else torch.device("cpu")
         self.placement = home.type if self.resident else "streamed"

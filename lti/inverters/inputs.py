@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
-from lti.compute import Compute
+from lti.compute import Compute, memory_budget
 from lti.data.selection import to_float
 from lti.gradients.batches import TrainingRows
 from lti.inverters.base import Inverter, TrainingSample
@@ -56,7 +56,7 @@ class TrainingInputs:
         self._encoded: torch.Tensor | None = None
         width = encoder(data.store.rows(rows.start, rows.start + 1).to(compute.device)).shape[1]
         size = len(rows) * width * compute.dtype.itemsize
-        if not data.defense.is_random and size <= memory_mib * 2**20:
+        if not data.defense.is_random and size <= memory_budget(compute.device, memory_mib):
             self._encoded = torch.empty(
                 (len(rows), width), dtype=compute.dtype, device=compute.device
             )

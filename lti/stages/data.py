@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from lti.stages.options import Log, Output, parse_json
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from lti.data.dataset import LabelledImages
 
 __all__ = ["prepare_dataset", "select_auxiliary", "select_victims"]
 
@@ -75,7 +80,13 @@ def _select(
     )
 
 
-def _write(output, card, images, metadata, in_distribution=None):  # type: ignore[no-untyped-def]
+def _write(
+    output: Path,
+    card: Path,
+    images: LabelledImages,
+    metadata: dict[str, Any],
+    in_distribution: np.ndarray | None = None,
+) -> None:
     from lti.data.selection import write_selection
     from lti.files import digest_arrays, write_json
 

@@ -38,7 +38,8 @@ def compute_gradients(
     from lti.compute import acquire
     from lti.data.selection import read_selection, to_float
     from lti.defenses import DEFENSES
-    from lti.fl_models import load_fl_model
+    from lti.files import digest_arrays
+    from lti.fl_models import load_fl_model, network_digest
     from lti.gradients.layout import ParameterLayout
     from lti.gradients.per_sample import per_sample_gradient_function
     from lti.gradients.store import StoreSettings, write_store
@@ -62,8 +63,6 @@ def compute_gradients(
         label = torch.from_numpy(images.label[index // views])
         return settings.deterministic(gradients(x.to(compute.device), label.to(compute.device)))
 
-    from lti.files import digest_arrays
-
     written = write_store(
         output,
         n_rows=views * len(images),
@@ -75,7 +74,7 @@ def compute_gradients(
         attributes={
             "defense": settings.canonical(),
             "fl_model": model.canonical(),
-            "fl_model_digest": _digest(network),
+            "fl_model_digest": network_digest(network),
             "auxiliary_digest": digest_arrays({"image": images.image, "label": images.label}),
             "layout": layout.to_json(),
             "views": views,
@@ -109,7 +108,7 @@ def observe(
     from lti.data.selection import read_selection, to_float
     from lti.defenses import DEFENSES
     from lti.errors import LTIError
-    from lti.fl_models import load_fl_model
+    from lti.fl_models import load_fl_model, network_digest
     from lti.gradients.layout import ParameterLayout
     from lti.gradients.per_sample import per_sample_gradient_function
     from lti.gradients.store import write_store
@@ -153,16 +152,10 @@ def observe(
             "batch_size": batch_size,
             "defense": settings.canonical(),
             "fl_model": model.canonical(),
-            "fl_model_digest": _digest(network),
+            "fl_model_digest": network_digest(network),
             "label": label.tolist(),
             "seed": seed,
         },
     )
     progress = Progress(f"observe {model.name} {settings.name}", log=log)
     progress.say(f"{batches:,} defended gradients of {batch_size} samples")
-
-
-def _digest(network):  # type: ignore[no-untyped-def]
-    from lti.files import digest_arrays
-
-    return digest_arrays({k: v.cpu().numpy() for k, v in network.state_dict().items()})

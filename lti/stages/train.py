@@ -36,7 +36,8 @@ def train_inverter(
     from lti.compute import acquire
     from lti.data.selection import read_selection
     from lti.defenses import DEFENSES
-    from lti.files import atomic_path, digest_arrays, digest_json, write_json
+    from lti.files import atomic_path, digest_json, write_json
+    from lti.fl_models import network_digest
     from lti.gradients.layout import ParameterLayout
     from lti.gradients.store import GradientStore
     from lti.inverters import INVERTERS
@@ -81,7 +82,6 @@ def train_inverter(
     with atomic_path(history) as temporary:
         pd.DataFrame(epochs).to_csv(temporary, index=False, lineterminator="\n")
     best = min(epochs, key=lambda epoch: epoch["held_out_mse"])
-    state = {key: value.cpu().numpy() for key, value in trained.network.state_dict().items()}
     write_json(
         card,
         {
@@ -91,7 +91,7 @@ def train_inverter(
             "parameters": sum(p.numel() for p in trained.network.parameters()),
             "epoch": best["epoch"],
             "held_out_mse": best["held_out_mse"],
-            "digest": digest_arrays(state),
+            "digest": network_digest(trained.network),
         },
     )
     checkpoint.clear()

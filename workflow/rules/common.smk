@@ -71,7 +71,7 @@ wildcard_constraints:
 
 def heavy_threads() -> int:
     """Half of the cores: two heavy jobs side by side use them better than one after one."""
-    return max(1, workflow.cores // 2) if workflow.cores else 1
+    return max(1, (workflow.resource_settings.cores or 1) // 2)
 
 
 def entry(registry, section, identifier):

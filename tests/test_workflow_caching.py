@@ -1,0 +1,270 @@
+"""What the workflow computes again, and what it leaves alone."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from workflow_runner import AUXILIARY, VICTIMS, Checkout, finished_checkout
+
+SUMMARY = ["draw_reconstructions", "summarise_experiment"]
+TIMING = ["seconds", "samples_per_second", "peak_memory_mib"]
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory) -> Checkout:
+    return finished_checkout(tmp_path_factory)
+
+
+@pytest.fixture(scope="module")
+def edited(finished, tmp_path_factory) -> Checkout:
+    """A copy for edits that are taken back."""
+    return finished.copy(tmp_path_factory.mktemp("edited") / "checkout")
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory) -> Path:
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture(scope="module")
+def again(cache, tmp_path_factory) -> tuple[Checkout, str]:
+    """The same command from the beginning in another folder, filling a cache on the way."""
+    checkout = Checkout.fresh(tmp_path_factory.mktemp("again") / "checkout")
+    return checkout, checkout.run("--cache", SNAKEMAKE_OUTPUT_CACHE=str(cache))
+
+
+@contextlib.contextmanager
+def appended(file: Path, text: str) -> Iterator[None]:
+    before = file.read_text()
+    file.write_text(before + text)
+    try:
+        yield
+    finally:
+        file.write_text(before)
+
+
+def attacked(defense: str, *attacks: str) -> list[str]:
+    rules = ("run_attack", "measure_attack")
+    return [f"{rule} {defense} {attack}" for rule in rules for attack in attacks]
+
+
+def files_of(folder: Path) -> dict[str, Path]:
+    return {
+        str(path.relative_to(folder)): path
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and path.name != ".snakemake_timestamp"
+    }
+
+
+def test_code_of_the_checkout_is_run(edited):
+    """The other tests mean nothing if jobs run another installation of `lti`."""
+    environment = {**os.environ, "PYTHONPATH": str(edited.folder)}
+    command = [sys.executable, "-c", "import lti; print(lti.__file__)"]
+    found = subprocess.check_output(command, env=environment, cwd=edited.folder, text=True)
+    assert Path(found.strip()) == edited.folder / "lti" / "__init__.py"
+    with appended(edited.folder / "lti/cli.py", "\nraise SystemExit('this is the copy')\n"):
+        target = "results/experiments/tiny/reconstructions.png"
+        output = edited.run("--force", target, fails=True)
+    assert "this is the copy" in output
+    edited.run(target)  # the failed job took its output with it
+
+
+def test_second_run_does_nothing(finished):
+    assert finished.planned() == []
+    assert finished.planned("tiny") == []
+    assert "Nothing to be done" in finished.run()
+
+
+def test_touching_files_does_nothing(finished, tmp_path):
+    checkout = finished.copy(tmp_path / "touched")
+    files = [
+        path
+        for path in (*checkout.folder.rglob("*"),)
+        if ".snakemake" not in path.parts and "__pycache__" not in path.parts
+    ]
+    kinds = {path.suffix for path in files}
+    assert {".py", ".yaml", ".safetensors", ".json", ".zarr", ".csv", ".smk"} <= kinds
+    # Newest first: then every input is newer than what was made from it.
+    files.sort(key=lambda path: path.stat().st_mtime, reverse=True)
+    newest = files[0].stat().st_mtime
+    for place, path in enumerate(files):
+        os.utime(path, (newest + place / 1000,) * 2)
+    assert checkout.planned() == []
+
+
+GAUSS = ["observe gauss", "train_inverter gauss", *attacked("gauss", "lti", "ig")]
+LTI = [
+    job
+    for defense in ("sign", "gauss")
+    for job in (f"train_inverter {defense}", *attacked(defense, "lti"))
+]
+IG = [*attacked("sign", "ig"), *attacked("gauss", "ig")]
+
+
+@pytest.mark.parametrize(
+    ("module", "expected"),
+    [
+        # The store of undefended gradients stays.
+        ("defenses/gauss.py", [*GAUSS, *SUMMARY]),
+        (
+            "defenses/sign.py",
+            [
+                "compute_gradients sign",
+                "observe sign",
+                "train_inverter sign",
+                *attacked("sign", "lti", "ig"),
+                *SUMMARY,
+            ],
+        ),
+        ("defenses/prune.py", []),
+        ("attacks/ig.py", [*IG, *SUMMARY]),
+        ("attacks/lti.py", [job for job in LTI if "train" not in job] + SUMMARY),
+        ("inverters/tuned.py", [*LTI, *SUMMARY]),
+        ("inverters/encoder.py", [*LTI, *SUMMARY]),
+        ("inverters/trained.py", [*LTI, *SUMMARY]),
+        ("inverters/paper.py", []),
+        (
+            "metrics/image.py",
+            [
+                *(job for job in LTI + IG if job.startswith("measure")),
+                # The picture shows the mean PSNR.
+                *SUMMARY,
+            ],
+        ),
+        ("report/chart.py", ["summarise_experiment"]),
+        ("report/table.py", ["summarise_experiment"]),
+        ("report/picture.py", ["draw_reconstructions"]),
+        (
+            "report/paper_values.csv",
+            [*(job for job in LTI + IG if job.startswith("measure")), *SUMMARY[1:]],
+        ),
+    ],
+)
+def test_edited_module_reruns_what_depends_on_it(edited, module, expected):
+    comment = "\n# edited\n" if module.endswith(".py") else "\n"
+    with appended(edited.folder / "lti" / module, comment):
+        assert edited.planned() == sorted(expected)
+    assert edited.planned("--rerun-triggers", "mtime") == []
+
+
+@pytest.mark.parametrize(
+    "module", ["data/photos.py", "fl_models/lenet.py", "stages/train.py", "checkpoint.py"]
+)
+def test_edited_module_of_an_early_stage_reruns_all_that_follows(edited, module):
+    with appended(edited.folder / "lti" / module, "\n# edited\n"):
+        planned = edited.planned()
+    rules = {job.split()[0] for job in planned}
+    attacks = {"run_attack", "measure_attack", *SUMMARY}
+    fl_model = {"draw_fl_model", "compute_gradients", "observe", "train_inverter", *attacks}
+    assert rules == {
+        "data/photos.py": {"prepare_dataset", "select_auxiliary", "select_victims", *fl_model},
+        "fl_models/lenet.py": fl_model,
+        "stages/train.py": {"train_inverter", *attacks},
+        "checkpoint.py": {"train_inverter", *attacks},
+    }[module]
+    assert ("run_attack sign ig" in planned) == (module != "stages/train.py")
+
+
+def test_finished_edit_is_done_once_and_changes_nothing_else(finished, tmp_path):
+    checkout = finished.copy(tmp_path / "checkout")
+    before = {name: path.stat().st_mtime_ns for name, path in files_of(checkout.results).items()}
+    chart = checkout.folder / "lti/report/chart.py"
+    chart.write_text(chart.read_text() + "\n# edited\n")
+    checkout.run()
+    after = {name: path.stat().st_mtime_ns for name, path in files_of(checkout.results).items()}
+    changed = {name for name in after if before.get(name) != after[name]}
+    names = ("summary.csv", "summary.md", "summary.png")
+    assert changed == {f"experiments/tiny/{name}" for name in names}
+    assert checkout.planned() == []
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "expected"),
+    [
+        ("defenses.gauss.sigma", 0.2, [*GAUSS, *SUMMARY]),
+        ("attacks.ig.iterations", 4, [*IG, *SUMMARY]),
+        ("inverters.tuned.epochs", 3, [*LTI, *SUMMARY]),
+        ("experiments.tiny.pictured", 3, ["draw_reconstructions"]),
+        ("experiments.tiny.title", "Other", []),
+    ],
+)
+def test_changed_setting_reruns_what_uses_it(edited, key, value, expected):
+    edited.configure({key: value})
+    try:
+        assert edited.planned() == sorted(expected)
+    finally:
+        edited.configure({})
+    assert edited.planned() == []
+
+
+def test_setting_given_on_the_command_line_reruns_what_uses_it(edited):
+    option = "defenses={gauss: {use: gauss, sigma: 0.2}}"
+    assert edited.planned("tiny", "--config", option) == sorted([*GAUSS, *SUMMARY])
+
+
+def test_single_cell_needs_only_its_own_chain(finished, tmp_path):
+    checkout = Checkout.fresh(tmp_path / "checkout")
+    first = ["draw_fl_model", "select_victims"]
+    first += ["prepare_dataset auxiliary", "prepare_dataset victims"]
+    cell = f"results/metrics/{VICTIMS}/lenet/b1/sign"
+    assert checkout.planned(f"{cell}/ig.csv") == sorted(
+        [*first, "observe sign", *attacked("sign", "ig")]
+    )
+    training = ["select_auxiliary", "compute_gradients sign", "train_inverter sign"]
+    assert checkout.planned(f"{cell}/lti@{AUXILIARY}.csv") == sorted(
+        [*first, "observe sign", *training, *attacked("sign", "lti")]
+    )
+    assert not checkout.results.exists()
+
+
+def test_same_command_gives_the_same_bytes(finished, again):
+    checkout, _ = again
+    one, other = files_of(finished.results), files_of(checkout.results)
+    assert one.keys() == other.keys()
+    assert any(name.endswith("summary.csv") for name in one)
+    different = [
+        name
+        for name in one
+        if not name.endswith(".history.csv") and one[name].read_bytes() != other[name].read_bytes()
+    ]
+    assert different == []
+    for name in one:
+        if name.endswith(".history.csv"):
+            left, right = (pd.read_csv(files[name]).drop(columns=TIMING) for files in (one, other))
+            pd.testing.assert_frame_equal(left, right, check_exact=True)
+
+
+def test_data_and_fl_model_are_shared_between_workflows(finished, again, cache, tmp_path):
+    _, output = again
+    shared = [
+        *(f"data/photos/{part}{end}" for part in ("auxiliary", "victims") for end in ENDS),
+        *(f"fl_models/photos/lenet{end}" for end in ENDS),
+    ]
+    assert output.count("Moving output file") == len(shared)
+    assert len(list(cache.iterdir())) == len(shared)
+
+    checkout = Checkout.fresh(tmp_path / "checkout")
+    output = checkout.run(
+        "--cache",
+        "--",
+        f"results/data/victims/{VICTIMS}.json",
+        "results/fl_models/photos/lenet.json",
+        SNAKEMAKE_OUTPUT_CACHE=str(cache),
+    )
+    # Made elsewhere: no job of these rules has written its log here.
+    logs = {path.name for path in (checkout.folder / "logs").iterdir()}
+    assert logs == {"select_victims"}
+    for name in shared:
+        file = checkout.results / name
+        assert file.is_symlink() and file.resolve().parent == cache.resolve(), output
+        assert file.read_bytes() == (finished.results / name).read_bytes()
+
+
+ENDS = (".safetensors", ".json")
