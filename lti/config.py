@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -110,9 +110,9 @@ def parse_config(values: Mapping[str, Any]) -> Config:
             attempt(lambda r=registry, s=settings, where=where: r.parse(s, where=where))
     for key, experiment in config.experiments.items():
         attempt(lambda key=key: _check_identifier(f"experiments.{key}", key))
-        attempt(lambda key=key, e=experiment: _check_experiment(config, f"experiments.{key}", e))
+        problems += _experiment_problems(config, f"experiments.{key}", experiment)
     for key, settings in config.attacks.items():
-        attempt(lambda key=key, s=settings: _check_inverters(config, f"attacks.{key}", s))
+        problems += _inverter_problems(config, f"attacks.{key}", settings)
     if problems:
         raise LTIError("\n".join(problems))
     return config
@@ -121,38 +121,42 @@ def parse_config(values: Mapping[str, Any]) -> Config:
 def _check_identifier(where: str, key: str) -> None:
     if not IDENTIFIER.fullmatch(key):
         raise LTIError(
-            f"{where}: got identifier {key!r}; expected lower-case letters, digits, single dots "
-            f"and dashes, since it becomes part of file names. Rename it."
+            f"{where}: got identifier {key!r}; expected lower-case letters, digits, single dots, "
+            f"dashes and underscores, since it becomes part of file names. Rename it."
         )
 
 
-def _known(where: str, value: Any, known: Any) -> None:
-    if value not in known:
-        raise LTIError(f"{where}: got {value!r}; allowed: {', '.join(sorted(known))}")
+def _unknown(where: str, value: Any, known: Iterable[str]) -> Iterator[str]:
+    names = sorted(known)
+    if value not in names:
+        yield f"{where}: got {value!r}; allowed: {', '.join(names)}"
 
 
-def _check_inverters(config: Config, where: str, settings: dict[str, Any]) -> None:
+def _inverter_problems(config: Config, where: str, settings: dict[str, Any]) -> Iterator[str]:
     if "inverter" in settings:
-        _known(f"{where}.inverter", settings["inverter"], config.inverters)
-    for defense, inverter in dict(settings.get("inverter_for", {})).items():
-        _known(f"{where}.inverter_for", defense, config.defenses)
-        _known(f"{where}.inverter_for.{defense}", inverter, config.inverters)
+        yield from _unknown(f"{where}.inverter", settings["inverter"], config.inverters)
+    choices = settings.get("inverter_for", {})
+    if not isinstance(choices, dict):
+        return  # the attack's own settings say so
+    for defense, inverter in choices.items():
+        yield from _unknown(f"{where}.inverter_for", defense, config.defenses)
+        yield from _unknown(f"{where}.inverter_for.{defense}", inverter, config.inverters)
 
 
-def _check_experiment(config: Config, where: str, experiment: Experiment) -> None:
-    _known(f"{where}.dataset", experiment.dataset, config.datasets)
+def _experiment_problems(config: Config, where: str, experiment: Experiment) -> Iterator[str]:
+    yield from _unknown(f"{where}.dataset", experiment.dataset, config.datasets)
     for axis in ("fl_models", "defenses", "attacks"):
         for value in getattr(experiment, axis):
-            _known(f"{where}.{axis}", value, getattr(config, axis))
+            yield from _unknown(f"{where}.{axis}", value, getattr(config, axis))
     for value in experiment.metrics:
-        _known(f"{where}.metrics", value, METRICS)
+        yield from _unknown(f"{where}.metrics", value, METRICS)
     for batch_size in experiment.batch_sizes:
         if batch_size != 1:
-            raise LTIError(
+            yield (
                 f"{where}.batch_sizes: got {batch_size}; allowed: 1. Larger batches are not built."
             )
     if experiment.pictured > experiment.victims.size:
-        raise LTIError(
+        yield (
             f"{where}.pictured: got {experiment.pictured}; allowed: 1 to the number of victims, "
             f"{experiment.victims.size}"
         )

@@ -87,7 +87,7 @@ def digest_arrays(arrays: Mapping[str, np.ndarray]) -> str:
 
     state = hashlib.sha256()
     for key in sorted(arrays):
-        array = np.ascontiguousarray(arrays[key])
+        array = np.asarray(arrays[key], order="C")
         state.update(f"{key}:{array.dtype.str}:{array.shape};".encode())
         state.update(array.tobytes())
     return state.hexdigest()[:16]
@@ -103,7 +103,8 @@ def write_arrays(
     import numpy as np
     from safetensors.numpy import save_file
 
-    contiguous = {key: np.ascontiguousarray(value) for key, value in arrays.items()}
+    # Not ascontiguousarray: it gives a number without dimensions one.
+    contiguous = {key: np.asarray(value, order="C") for key, value in arrays.items()}
     # One header key only: safetensors writes several in no fixed order.
     header = canonical_json({"digest": digest_arrays(contiguous), "metadata": metadata or {}})
     with atomic_path(path) as temporary:

@@ -46,10 +46,16 @@ class Plan:
         config: a checked configuration.
 
     Raises:
-        LTIError: two experiments give one identifier different settings.
+        LTIError: two experiments give one identifier different settings, or a defense has
+            the identifier of the shared store.
     """
 
     def __init__(self, config: Config) -> None:
+        if UNDEFENDED in config.defenses:
+            raise LTIError(
+                f"defenses.{UNDEFENDED}: got identifier {UNDEFENDED!r}, which is that of the store "
+                f"that defenses without a deterministic part share. Rename it."
+            )
         self.config = config
         self.datasets = _parse(DATASETS, config.datasets, "datasets")
         self.fl_models = _parse(FL_MODELS, config.fl_models, "fl_models")

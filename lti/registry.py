@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points
-from typing import Any, ClassVar, Generic, TypeVar
+from typing import Any, ClassVar, Generic, TypeVar, get_args
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -138,7 +138,10 @@ class Registry(Generic[T]):
         name = values.pop("use", None)
         if not isinstance(name, str):
             raise LTIError(f"{where}: no key 'use'; expected one of {', '.join(self)}. Add it.")
-        cls = self[name]
+        try:
+            cls = self[name]
+        except LTIError as error:
+            raise LTIError(f"{where}.use: {error}") from None
         try:
             return cls(**values)
         except ValidationError as error:
@@ -151,12 +154,21 @@ def describe_validation_error(error: ValidationError, *, where: str, model: type
     for problem in error.errors():
         key = ".".join([where, *(str(part) for part in problem["loc"])]).strip(".")
         if problem["type"] == "extra_forbidden":
-            allowed = ", ".join(sorted(model.model_fields)) or "no keys"
-            if len(problem["loc"]) > 1:
-                allowed = "see the schema in docs/configuration.md"
+            allowed = ", ".join(_allowed_keys(model, problem["loc"])) or "no keys"
             lines.append(f"{key}: unknown key (value {problem['input']!r}); allowed: {allowed}")
         elif problem["type"] == "missing":
             lines.append(f"{key}: missing; it has no default")
         else:
             lines.append(f"{key}: got {problem['input']!r}; {problem['msg'].lower()}")
     return "\n".join(lines)
+
+
+def _allowed_keys(model: type[BaseModel], place: tuple[int | str, ...]) -> list[str]:
+    """Return the keys that the section around an unknown key may have."""
+    section: Any = model
+    for part in place[:-1]:
+        if isinstance(section, type) and issubclass(section, BaseModel):
+            section = section.model_fields[str(part)].annotation
+        else:
+            section = get_args(section)[-1]  # of a list or of a dict's values
+    return sorted(section.model_fields)

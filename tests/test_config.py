@@ -146,6 +146,17 @@ def test_a_reference_that_is_no_name_is_a_problem_like_others(values):
     change(values, "attacks/lti/inverter", ["tuned"])
     with pytest.raises(LTIError, match=r"attacks\.lti\.inverter: got \['tuned'\]"):
         parse_config(values)
+    change(values, "attacks/lti/inverter", "tuned")
+    change(values, "attacks/lti/inverter_for", 3)
+    with pytest.raises(LTIError, match=r"^attacks\.lti\.inverter_for: got 3; .*dict"):
+        parse_config(values)
+    change(values, "attacks/lti/inverter_for", {"sign": "big", "rot13": "tuned"})
+    with pytest.raises(LTIError) as caught:
+        parse_config(values)
+    assert str(caught.value).splitlines() == [
+        "attacks.lti.inverter_for.sign: got 'big'; allowed: tuned",
+        "attacks.lti.inverter_for: got 'rot13'; allowed: gauss, none, sign",
+    ]
 
 
 def test_an_experiments_cells_are_the_product_of_its_lists(values):

@@ -83,7 +83,7 @@ def test_pruning_is_idempotent_and_never_changes_a_value(rows, rate):
 
 
 @settings(deadline=None, max_examples=60)
-@given(gradients, st.sampled_from([2.0**-10, 0.5, 4.0, 2.0**20]))
+@given(gradients, st.sampled_from([2.0, 3.0, 2.0**20]))
 def test_signs_do_not_depend_on_the_scale(rows, factor):
     signs = SIGN.deterministic(rows)
     assert torch.equal(SIGN.deterministic(rows * factor), signs)
@@ -149,7 +149,10 @@ def test_counts_of_one_change_nothing():
         ({"use": "prune", "rate": 1.0}, r"defenses\.rate: got 1\.0; .*less than 1"),
         ({"use": "prune", "rate": 0}, r"defenses\.rate: got 0; .*greater than 0"),
         ({"use": "gauss", "sigma": -0.1}, r"defenses\.sigma: got -0\.1; .*greater than 0"),
-        ({"use": "sign", "sigma": 1}, r"defenses\.sigma: unknown key \(value 1\); allowed: no keys"),
+        (
+            {"use": "sign", "sigma": 1},
+            r"defenses\.sigma: unknown key \(value 1\); allowed: no keys",
+        ),
     ],
 )
 def test_settings_out_of_range_are_refused(settings, message):

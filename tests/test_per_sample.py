@@ -12,7 +12,7 @@ from torch.nn import functional
 
 from lti.data import LabelledImages, write_selection
 from lti.errors import LTIError
-from lti.files import canonical_json, read_json
+from lti.files import canonical_json, read_json, write_tensors
 from lti.fl_models import FL_MODELS, load_fl_model, save_fl_model
 from lti.gradients.layout import LinearBlock, ParameterLayout
 from lti.gradients.per_sample import per_sample_gradient_function
@@ -94,6 +94,17 @@ def test_a_saved_model_comes_back_with_its_card(tmp_path, lenet):
     assert (card["parameters"], card["num_classes"], card["pretrained"]) == (15_826, 10, False)
 
 
+def test_a_file_that_is_no_model_is_refused(tmp_path, lenet):
+    path = tmp_path / "m.safetensors"
+    write_tensors(path, {"a": torch.zeros(2)}, {"what": "else"})
+    with pytest.raises(LTIError, match=r"m\.safetensors: not an FL model"):
+        load_fl_model(path)
+    card = {"fl_model": lenet.model.canonical(), "num_classes": 7}
+    write_tensors(path, dict(lenet.network.state_dict()), card)
+    with pytest.raises(LTIError, match=r"(?s)its weights do not fit lenet.*Delete it"):
+        load_fl_model(path)
+
+
 def test_the_layout_is_that_of_named_parameters(lenet):
     layout = ParameterLayout.of(lenet.network)
     assert dict(zip(layout.names, layout.shapes, strict=True)) == LENET_SHAPES
@@ -164,15 +175,17 @@ def files(tmp_path, lenet):
     return tmp_path, selection
 
 
+# Chunks of two rows, and of three, so that the last chunk has a single one.
+@pytest.mark.parametrize("chunk_mib", [0.07, 0.1])
 @pytest.mark.parametrize("defense", [{"use": "none"}, {"use": "sign"}])
-def test_odd_rows_of_a_mirrored_store_are_the_mirrored_images(files, lenet, defense):
+def test_odd_rows_of_a_mirrored_store_are_the_mirrored_images(files, lenet, defense, chunk_mib):
     folder, selection = files
     compute_gradients(
         auxiliary=folder / "images.safetensors",
         fl_model=folder / "m.safetensors",
         defense=canonical_json(defense),
         mirrored=True,
-        store=canonical_json({"chunk_mib": 0.07}),
+        store=canonical_json({"chunk_mib": chunk_mib}),
         output=folder / "g.zarr",
         manifest=folder / "g.json",
         threads=1,
@@ -190,6 +203,19 @@ def test_odd_rows_of_a_mirrored_store_are_the_mirrored_images(files, lenet, defe
             error = (rows[view::2] - expected).norm(dim=1) / expected.norm(dim=1)
             assert float(error.max()) < 1e-3
     assert not torch.equal(rows[0::2], rows[1::2])
+
+
+def test_store_settings_are_checked(files):
+    folder, _ = files
+    with pytest.raises(LTIError, match=r"^store\.chunks: unknown key \(value 1\); allowed: chunk"):
+        compute_gradients(
+            auxiliary=folder / "images.safetensors",
+            fl_model=folder / "m.safetensors",
+            defense='{"use": "none"}',
+            store='{"chunks": 1}',
+            output=folder / "g.zarr",
+            manifest=folder / "g.json",
+        )
 
 
 def test_a_batch_is_defended_sample_by_sample_and_then_averaged(files, lenet):

@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Sequence
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
@@ -86,6 +87,12 @@ class Checkout:
         shutil.copytree(self.folder, folder, symlinks=True)
         return Checkout(folder)
 
+    def blank(self, folder: Path) -> Checkout:
+        """Copy without anything that was computed."""
+        ignore = shutil.ignore_patterns("__pycache__", ".snakemake", "results", "logs")
+        shutil.copytree(self.folder, folder, ignore=ignore)
+        return Checkout(folder)
+
     def configure(self, changes: dict[str, Any]) -> None:
         """Write the small configuration with changes, keys dotted as in ``defenses.gauss``."""
         config = deepcopy(CONFIG)
@@ -127,12 +134,12 @@ class Checkout:
         assert (process.returncode != 0) == fails, output
         return output
 
-    def planned(self, *arguments: str) -> list[str]:
+    def planned(self, *targets: str, options: Sequence[str] = ()) -> list[str]:
         """Return what a run would do, sorted: rules with the wildcards that tell jobs apart.
 
         Collection targets are left out.
         """
-        output = self.run("--dry-run", "--quiet", "host", "--", *arguments)
+        output = self.run("--dry-run", "--quiet", "host", *options, "--", *targets)
         jobs = []
         for block in re.split(r"^\[[A-Z][a-z]{2} .*\]\n", output, flags=re.MULTILINE)[1:]:
             rule = re.match(r"(?:local)?rule (\w+):", block)

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
+from pydantic import Field
 
 from lti.data.cifar10_batches import read_batches
 from lti.data.dataset import (
@@ -59,8 +60,12 @@ class Cifar10(VisionDataset):
         torchvision_root: folder with ``cifar-10-batches-bin`` or ``cifar-10-batches-py``.
     """
 
-    mirror: Path | None = None
-    torchvision_root: Path | None = None
+    mirror: Path | None = Field(
+        None, description="Folder with `cifar10/train-*.parquet` and `cifar10/test-*.parquet`."
+    )
+    torchvision_root: Path | None = Field(
+        None, description="Folder with `cifar-10-batches-bin` or `cifar-10-batches-py`."
+    )
 
     class_names: ClassVar[tuple[str, ...]] = (
         "airplane",

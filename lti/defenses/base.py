@@ -29,12 +29,18 @@ class Defense(Settings):
     """How the store keeps the deterministic part."""
     compress: ClassVar[bool] = False
     """Whether a lossless codec pays on the deterministic part."""
-    is_deterministic_identity: ClassVar[bool] = False
-    """True where the deterministic part changes nothing: the store of ``none`` serves."""
-    is_random: ClassVar[bool] = False
-    """True where there is a random part."""
     matching: ClassVar[Matching] = "cosine"
     """The distance by which gradient matching compares with what was received."""
+
+    @property
+    def is_deterministic_identity(self) -> bool:
+        """Whether the deterministic part changes nothing: one store then serves all such."""
+        return type(self).deterministic is Defense.deterministic
+
+    @property
+    def is_random(self) -> bool:
+        """Whether there is a random part."""
+        return type(self).randomise is not Defense.randomise
 
     def deterministic(self, gradient: torch.Tensor) -> torch.Tensor:
         """Apply the deterministic part.

@@ -18,9 +18,6 @@ __all__ = ["GaussianPerturbation"]
 class GaussianPerturbation(Defense):
     """Add N(0, sigma^2) to every coordinate."""
 
-    is_deterministic_identity = True
-    is_random = True
-
     sigma: float = Field(0.1, gt=0.0, description="Standard deviation of the noise.")
 
     def randomise(

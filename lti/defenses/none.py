@@ -10,5 +10,3 @@ __all__ = ["NoDefense"]
 @DEFENSES.register("none", source="Wu et al. 2023, section 5")
 class NoDefense(Defense):
     """Send the gradient as it is."""
-
-    is_deterministic_identity = True

@@ -82,6 +82,8 @@ def load_fl_model(
         LTIError: the file is missing, damaged, or holds another architecture's weights.
     """
     tensors, card = read_tensors(path)
+    if not {"fl_model", "num_classes"} <= set(card):
+        raise LTIError(f"{path}: not an FL model. Give the file that draw-fl-model wrote.")
     model = FL_MODELS.parse(card["fl_model"], where=str(path))
     network = model.build(card["num_classes"])
     try:

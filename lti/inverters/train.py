@@ -149,11 +149,12 @@ def train_inverter(
                 "peak_memory_mib": _peak_memory_mib(compute),
             }
         )
-        if not math.isfinite(history[-1]["train_mse"]):
-            raise LTIError(
-                f"the loss of epoch {epoch + 1} is {history[-1]['train_mse']}; expected a finite "
-                f"number. Lower the learning rate ({settings.learning_rate:g})."
-            )
+        for value in (history[-1]["train_mse"], mse):
+            if not math.isfinite(value):
+                raise LTIError(
+                    f"the loss of epoch {epoch + 1} is {value}; expected a finite number. Lower "
+                    f"the learning rate ({settings.learning_rate:g})."
+                )
         if mse < best.mse:
             best = _Best(mse, _copy(network.decoder))
         if checkpoint.due() and epoch + 1 < settings.epochs:

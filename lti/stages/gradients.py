@@ -33,20 +33,28 @@ def compute_gradients(
 
     Sample i has rows ``views * i`` (as it is) and, where ``mirrored``, ``2 * i + 1``.
     """
+    import numpy as np
     import torch
+    from pydantic import ValidationError
 
     from lti.compute import acquire
     from lti.data.selection import read_selection, to_float
     from lti.defenses import DEFENSES
+    from lti.errors import LTIError
     from lti.files import digest_arrays
     from lti.fl_models import load_fl_model, network_digest
     from lti.gradients.layout import ParameterLayout
     from lti.gradients.per_sample import per_sample_gradient_function
     from lti.gradients.store import StoreSettings, write_store
     from lti.progress import Progress
+    from lti.registry import describe_validation_error
 
     settings = DEFENSES.parse(parse_json(defense, option="defense"))
-    store_settings = StoreSettings(**parse_json(store, option="store"))
+    try:
+        store_settings = StoreSettings(**parse_json(store, option="store"))
+    except ValidationError as error:
+        message = describe_validation_error(error, where="store", model=StoreSettings)
+        raise LTIError(message) from None
     compute = acquire(threads=threads, gpus=gpus)
     images = read_selection(auxiliary).images
     model, network = load_fl_model(fl_model, device=compute.device)
@@ -57,10 +65,11 @@ def compute_gradients(
     progress.start(total=views * len(images), unit="rows")
 
     def rows(start: int, stop: int) -> torch.Tensor:
-        index = torch.arange(start, stop)
-        x = to_float(torch.from_numpy(images.image[index // views]))
-        x = torch.where((index % views == 1)[:, None, None, None], x.flip(3), x)
-        label = torch.from_numpy(images.label[index // views])
+        # Not a torch index: numpy takes one of a single element for a plain number.
+        sample, view = np.divmod(np.arange(start, stop), views)
+        x = to_float(torch.from_numpy(images.image[sample]))
+        x = torch.where(torch.from_numpy(view == 1)[:, None, None, None], x.flip(3), x)
+        label = torch.from_numpy(images.label[sample])
         return settings.deterministic(gradients(x.to(compute.device), label.to(compute.device)))
 
     written = write_store(

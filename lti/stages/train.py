@@ -62,6 +62,7 @@ def train_inverter(
         "gradients": store.digest,
         "device": compute.device.type,
         "threads": torch.get_num_threads(),
+        "memory_mib": memory_mib,  # decides the order of rows that are streamed
     }
     checkpoint = Checkpoint(
         checkpoints / f"inverter-{digest_json(settings)}.safetensors",

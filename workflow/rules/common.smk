@@ -34,6 +34,11 @@ shell.prefix(
 
 RESULTS = PLAN.config.results
 
+# Of the machine, not of the science: in shell commands but no rule's `params`, so that a
+# change runs nothing again.
+STORE = canonical_json(PLAN.config.store.model_dump())
+MEMORY_MIB = PLAN.config.store.memory_mib
+
 # Artifacts. Each file has a small JSON card (a store: its manifest) that holds a digest of
 # the content. Rules depend on the card's content and on the file's existence (`ancient`), so
 # that touching a large file costs nothing.

@@ -30,10 +30,9 @@ rule compute_gradients:
             if PLAN.auxiliary[wildcards.auxiliary][1].mirrored
             else "--no-mirrored"
         ),
-        store=canonical_json(PLAN.config.store.model_dump()),
     shell:
         "lti compute-gradients --auxiliary {input.auxiliary} --fl-model {input.fl_model}"
-        " --defense {params.defense:q} {params.mirrored_option} --store {params.store:q}"
+        " --defense {params.defense:q} {params.mirrored_option} --store {STORE:q}"
         " --output {output.store} --manifest {output.manifest}"
         " --threads {threads} --gpus {resources.gpu} --log {log}"
 

@@ -26,12 +26,11 @@ rule train_inverter:
     params:
         defense=lambda wildcards: PLAN.settings("defenses", wildcards.defense),
         inverter=lambda wildcards: PLAN.settings("inverters", wildcards.inverter),
-        memory_mib=PLAN.config.store.memory_mib,
         checkpoints=CHECKPOINTS,
     shell:
         "lti train-inverter --auxiliary {input.auxiliary} --gradients {input.gradients}"
         " --manifest {input.manifest} --defense {params.defense:q}"
-        " --inverter {params.inverter:q} --memory-mib {params.memory_mib}"
+        " --inverter {params.inverter:q} --memory-mib {MEMORY_MIB}"
         " --checkpoints {params.checkpoints}"
         " --output {output.weights} --card {output.card} --history {output.history}"
         " --threads {threads} --gpus {resources.gpu} --log {log}"

@@ -1,0 +1,256 @@
+"""Kills, damage and wrong settings: the workflow goes on or says what to do."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import psutil
+import pytest
+from workflow_runner import AUXILIARY, Checkout, finished_checkout
+
+from lti.checkpoint import Checkpoint
+from lti.files import read_arrays
+
+STORE = f"results/gradients/{AUXILIARY}/lenet"
+EPOCHS = 1000
+# Noise is drawn anew every epoch: the harder case for resuming.
+LONG = {"inverters.tuned.epochs": EPOCHS}
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory) -> Checkout:
+    return finished_checkout(tmp_path_factory)
+
+
+@pytest.fixture
+def checkout(finished, tmp_path) -> Checkout:
+    return finished.copy(tmp_path / "checkout")
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(finished, tmp_path_factory) -> Checkout:
+    """A checkout with an inverter against `gauss` that was trained for long, in one go."""
+    checkout = finished.copy(tmp_path_factory.mktemp("uninterrupted") / "checkout")
+    checkout.configure(LONG)
+    checkout.run(str(checkout.inverter("gauss")))
+    return checkout
+
+
+def wait_for(condition: Callable[[], Any], process: subprocess.Popen[str]) -> Any:
+    deadline = time.monotonic() + 120
+    while not (value := condition()):
+        assert process.poll() is None, process.stdout and process.stdout.read()
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    return value
+
+
+def job_of(process: subprocess.Popen[str], stage: str) -> psutil.Process | None:
+    """The Python process of a stage below Snakemake."""
+    for child in psutil.Process(process.pid).children(recursive=True):
+        with contextlib.suppress(psutil.Error):
+            command = child.cmdline()
+            if command[:3] == [sys.executable, "-m", "lti"] and command[3] == stage:
+                return child
+    return None
+
+
+def kill_job(process: subprocess.Popen[str], stage: str) -> str:
+    """SIGKILL a stage and return what Snakemake says in the end."""
+    job = job_of(process, stage)
+    assert job is not None
+    job.kill()
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode != 0
+    return output
+
+
+def checkpoints(checkout: Checkout) -> list[Path]:
+    return list(checkout.results.glob("checkpoints/inverter-*.safetensors"))
+
+
+def epochs_in(checkpoint: Path) -> list[float]:
+    """The seconds of every epoch in a checkpoint: no two runs have the same."""
+    arrays, _ = read_arrays(checkpoint)
+    return arrays["history"][:, 4].tolist()
+
+
+def assert_resumed(checkout: Checkout, seconds: list[float], reference: Checkout) -> None:
+    """The inverter's first epochs are those of the killed run, its weights as if none were."""
+    history = pd.read_csv(checkout.folder / checkout.inverter("gauss", ".history.csv"))
+    assert len(history) == EPOCHS
+    assert history["seconds"].tolist()[: len(seconds)] == pytest.approx(seconds, rel=1e-12)
+    for suffix in (".safetensors", ".json"):
+        file = checkout.inverter("gauss", suffix)
+        assert (checkout.folder / file).read_bytes() == (reference.folder / file).read_bytes()
+    assert checkpoints(checkout) == []
+
+
+def test_killed_training_goes_on_from_its_checkpoint(checkout, uninterrupted):
+    checkout.configure(LONG)
+    target = checkout.inverter("gauss")
+    with checkout.start(str(target)) as process:
+        wait_for(lambda: checkpoints(checkout), process)
+        kill_job(process, "train-inverter")
+    assert not (checkout.folder / target).exists()
+    (checkpoint,) = checkpoints(checkout)
+    seconds = epochs_in(checkpoint)
+    assert 0 < len(seconds) < EPOCHS
+    checkout.run(str(target))
+    assert_resumed(checkout, seconds, uninterrupted)
+
+
+def test_killed_snakemake_goes_on_once_it_is_unlocked(checkout, uninterrupted):
+    checkout.configure(LONG)
+    target = checkout.inverter("gauss")
+    with checkout.start(str(target)) as process:
+        wait_for(lambda: checkpoints(checkout), process)
+        job = job_of(process, "train-inverter")
+        os.killpg(process.pid, signal.SIGKILL)
+        process.communicate(timeout=60)
+    assert job is not None
+    psutil.wait_procs([job], timeout=60)
+    (checkpoint,) = checkpoints(checkout)
+    seconds = epochs_in(checkpoint)
+    # Snakemake cannot tell this from a second run that is still alive.
+    output = checkout.run(str(target), fails=True)
+    assert "--unlock" in output
+    checkout.run("--unlock")
+    checkout.run(str(target))
+    assert_resumed(checkout, seconds, uninterrupted)
+
+
+def test_killed_gradient_writer_goes_on_at_the_shard(checkout):
+    store, partial = (checkout.folder / STORE / n for n in ("sign.zarr", ".sign.zarr.partial"))
+    expected = {p.relative_to(store): p.read_bytes() for p in store.glob("rows/c/*/0")}
+    assert len(expected) > 3
+    shutil.rmtree(store)
+    # Slow, so that the kill falls between the first shard and the last.
+    slow = checkout.folder / "lti/gradients/store.py"
+    text = slow.read_text()
+    assert "        work.add(shard," in text
+    slow.write_text(
+        text.replace(
+            "        work.add(shard,",
+            "        __import__('time').sleep(0.5)\n" * 1 + "        work.add(shard,",
+        )
+    )
+    with checkout.start(f"{STORE}/sign.manifest.json") as process:
+        wait_for(lambda: len(list(partial.glob("journal/*.json"))) >= 2, process)
+        kill_job(process, "compute-gradients")
+    assert not store.exists()
+    slow.write_text(text)
+    journal = sorted(path.name for path in partial.glob("journal/*.json"))
+    assert 2 <= len(journal) < len(expected)
+    kept = partial / "store/rows/c/0/0"
+    identity = (kept.stat().st_ino, kept.stat().st_mtime_ns)
+
+    checkout.run(f"{STORE}/sign.manifest.json")
+    first = store / "rows/c/0/0"
+    assert (first.stat().st_ino, first.stat().st_mtime_ns) == identity
+    assert {p.relative_to(store): p.read_bytes() for p in store.glob("rows/c/*/0")} == expected
+    assert not partial.exists()
+
+
+def flip_a_byte(file: Path) -> None:
+    content = bytearray(file.read_bytes())
+    content[len(content) // 3] ^= 1
+    file.write_bytes(content)
+
+
+@pytest.mark.parametrize("damage", [flip_a_byte, Path.unlink], ids=["flipped-byte", "lost-shard"])
+@pytest.mark.parametrize(
+    ("defense", "stored"), [("sign", "sign"), ("gauss", "undefended")], ids=["sign", "gauss"]
+)
+def test_damaged_store_stops_the_training(checkout, damage, defense, stored):
+    target = checkout.inverter(defense)
+    (checkout.folder / target).unlink()
+    damaged = f"{STORE}/{stored}.zarr/rows/c/1/0"
+    damage(checkout.folder / damaged)
+    output = checkout.run(str(target), fails=True)
+    assert f"error: {damaged}: is " in output
+    assert f"Delete the store {STORE}/{stored}.zarr and its manifest" in output
+    assert f"{STORE}/{stored}.manifest.json, and run the same command again" in output
+    for suffix in (".safetensors", ".json", ".history.csv"):
+        assert not (checkout.folder / checkout.inverter(defense, suffix)).exists()
+
+
+def test_remedy_for_a_damaged_store_repairs_it(checkout):
+    target = checkout.inverter("sign")
+    expected = (checkout.folder / target).read_bytes()
+    (checkout.folder / target).unlink()
+    shutil.rmtree(checkout.folder / STORE / "sign.zarr")
+    (checkout.folder / STORE / "sign.manifest.json").unlink()
+    checkout.run(str(target))
+    assert (checkout.folder / target).read_bytes() == expected
+
+
+def test_checkpoint_of_other_settings_is_refused(checkout, tmp_path):
+    checkout.configure(LONG)
+    target = checkout.inverter("gauss")
+    with checkout.start(str(target)) as process:
+        wait_for(lambda: checkpoints(checkout), process)
+        kill_job(process, "train-inverter")
+    (own,) = checkpoints(checkout)
+    arrays, metadata = read_arrays(own)
+    settings = metadata["settings"]
+    foreign = {**settings, "defense": {"use": "sign"}}
+    import torch
+
+    tensors = {key: torch.from_numpy(value) for key, value in arrays.items()}
+    Checkpoint(own, foreign, every_seconds=0).save(tensors, position=metadata["position"])
+    before = own.read_bytes()
+    output = checkout.run(str(target), fails=True)
+    assert f"error: results/checkpoints/{own.name}: this checkpoint is of other settings" in output
+    assert '"defense":{"use":"sign"}' in output
+    assert json.dumps(settings["defense"], separators=(",", ":"), sort_keys=True) in output
+    assert "Delete it to begin anew" in output
+    assert own.read_bytes() == before
+    assert not (checkout.folder / target).exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"defenses.gauss.sigam": 0.2}, ["defenses.gauss.sigam", "0.2", "sigma"]),
+        ({"defenses.gauss.sigma": -1}, ["defenses.gauss.sigma", "-1", "greater than"]),
+        ({"defenses.gauss.use": "gaus"}, ["'gaus'", "gauss, none, prune, sign"]),
+        ({"attacks.lti.inverter": "other"}, ["attacks.lti.inverter", "'other'", "tuned"]),
+        ({"inverters.tuned.epochs": "many"}, ["inverters.tuned.epochs", "'many'", "integer"]),
+        (
+            {"experiments.tiny.defenses": ["sing"]},
+            ["experiments.tiny.defenses", "'sing'", "gauss, sign"],
+        ),
+        ({"experiments.tiny.batch_sizes": [2]}, ["experiments.tiny.batch_sizes", "2", "1"]),
+        ({"experiments.tiny.victim": {"size": 8}}, ["experiments.tiny.victim", "victims"]),
+        ({"store.shard_mib": 0.1}, ["store", "chunk_mib", "shard_mib 0.1"]),
+        ({"seed": 1}, ["seed", "1", "experiments"]),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
+)
+def test_wrong_configuration_stops_before_the_first_job(empty, changes, message):
+    empty.configure(changes)
+    output = empty.run(fails=True)
+    assert "The configuration cannot be used" in output
+    assert "Traceback" not in output
+    for part in message:
+        assert part in output.split("The configuration cannot be used")[1], output
+    assert not empty.results.exists()
+    assert not (empty.folder / "logs").exists()
+
+
+@pytest.fixture(scope="module")
+def empty(tmp_path_factory) -> Iterator[Checkout]:
+    """A checkout in which nothing is computed."""
+    yield Checkout.fresh(tmp_path_factory.mktemp("empty") / "checkout")
