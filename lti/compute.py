@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Compute", "acquire", "matmul_dtype", "memory_budget"]
 
-_HELD: list[IO[str]] = []  # leases stay open, and so held, until the process ends
+_HELD: dict[str, IO[str]] = {}  # leases stay open, and so held, until the process ends
 
 
 @dataclass(frozen=True)
@@ -98,6 +98,8 @@ def _visible_gpus() -> list[str]:
 
 
 def _lease(wait_seconds: float) -> str | None:
+    if _HELD:
+        return next(iter(_HELD))  # this process has one already
     candidates = _visible_gpus()
     if not candidates:
         return None
@@ -112,7 +114,7 @@ def _lease(wait_seconds: float) -> str | None:
             except BlockingIOError:
                 lock.close()
                 continue
-            _HELD.append(lock)
+            _HELD[index] = lock
             return index
         if time.monotonic() > deadline:
             raise LTIError(

@@ -125,7 +125,7 @@ def read_arrays(path: Path | str) -> tuple[dict[str, np.ndarray], dict[str, Any]
             header = json.loads((file.metadata() or {})["lti"])
             arrays = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
         metadata, expected = header["metadata"], header["digest"]
-    except (OSError, SafetensorError, KeyError, ValueError) as error:
+    except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
         raise LTIError(f"{path}: cannot be read ({error}). {remedy}") from None
     if digest_arrays(arrays) != expected:
         raise LTIError(f"{path}: its content does not match its digest: it is damaged. {remedy}")

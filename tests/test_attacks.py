@@ -204,7 +204,7 @@ def test_a_checkpoint_of_other_settings_is_refused(lenet, images, tmp_path):
 
 def test_ig_needs_labels_and_single_samples(lenet, images, tmp_path):
     observations = observe(lenet, images)
-    attack = ATTACKS["ig"](iterations=1)
+    attack = ATTACKS["ig"](iterations=2)
     with pytest.raises(LTIError, match="labels unknown; expected batch size 1 and known labels"):
         reconstruct(attack, replace(observations, label=None), tmp_path)
     pairs = replace(observations, label=torch.zeros(3, 2, dtype=torch.int64), batch_size=2)

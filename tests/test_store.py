@@ -428,3 +428,16 @@ def test_an_epoch_may_be_left_early_and_damage_reaches_the_caller(tmp_path):
     flip(tmp_path / "g" / "rows" / "c" / "3" / "0", 5)
     with pytest.raises(LTIError, match="rows/c/3/0: is damaged"):
         list(rows.epoch(4, seed=0))
+
+
+def test_a_store_of_zeros_alone_is_whole(tmp_path):
+    """Zarr leaves out chunks of zeros by default; here a missing file means damage."""
+    store = write_store(
+        tmp_path / "zeros.zarr",
+        n_rows=6,
+        dim=5,
+        encoding="sign",
+        compute=lambda start, stop: torch.zeros(stop - start, 5),
+        manifest=tmp_path / "zeros.json",
+    )
+    assert store.rows(0, 6).eq(0).all()

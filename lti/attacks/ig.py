@@ -11,6 +11,7 @@ from lti.attacks.base import ATTACKS, Attack, Observations
 from lti.attacks.matching import matching_distance
 from lti.checkpoint import Checkpoint
 from lti.errors import LTIError
+from lti.files import digest_arrays
 from lti.gradients.per_sample import per_sample_gradient_function
 from lti.seeding import torch_generator
 
@@ -45,7 +46,7 @@ class InvertingGradients(Attack):
     iterate with its lowest objective.
     """
 
-    iterations: int = Field(24_000, ge=1, description="Steps of Adam.")
+    iterations: int = Field(24_000, ge=2, description="Steps of Adam.")
     learning_rate: float = Field(0.1, gt=0, description="Of Adam; x 0.1 at 3/8, 5/8, 7/8.")
     tv: float = Field(1e-4, ge=0, description="Weight of the total variation.")
     victims_at_once: int = Field(256, ge=1, description="Problems in one batch; bounds memory.")
@@ -81,6 +82,7 @@ class InvertingGradients(Attack):
         parts = []
         for first in range(0, count, self.victims_at_once):
             rows = slice(first, min(first + self.victims_at_once, count))
+            observed = observations.gradient[rows]
             parts.append(
                 self._solve(
                     observations,
@@ -90,7 +92,7 @@ class InvertingGradients(Attack):
                     progress=progress,
                     checkpoint=Checkpoint(
                         checkpoints / f"victims-{rows.start}-{rows.stop}.safetensors",
-                        {**self.canonical(), "seed": seed, "rows": [rows.start, rows.stop]},
+                        {**self.canonical(), "seed": seed, "observed": _digest(observed)},
                         every_seconds=self.checkpoint_seconds,
                     ),
                 )
@@ -136,7 +138,8 @@ class InvertingGradients(Attack):
             objective = distance(gradients(x, label), observed) + self.tv * total_variation(x)
             (x.grad,) = torch.autograd.grad(objective.sum(), [x])
             with torch.no_grad():
-                improved = objective < lowest
+                # The start lies outside the box, so its objective is not that of an image.
+                improved = (objective < lowest) & (step > 0)
                 lowest = torch.where(improved, objective, lowest)
                 best = torch.where(improved[:, None, None, None], x.clamp(0, 1), best)
                 x.grad.sign_()
@@ -148,4 +151,13 @@ class InvertingGradients(Attack):
                 checkpoint.save(
                     {"x": x, "best": best, "lowest": lowest, **state}, position=step + 1
                 )
+        if not torch.isfinite(lowest).all():
+            raise LTIError(
+                f"the objective of {int((~torch.isfinite(lowest)).sum())} victims was never a "
+                f"finite number. Lower the learning rate ({self.learning_rate:g})."
+            )
         return best.cpu()
+
+
+def _digest(observed: torch.Tensor) -> str:
+    return digest_arrays({"gradient": observed.numpy()})

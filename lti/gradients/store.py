@@ -173,7 +173,6 @@ class _Unfinished:
             write_durably(self._root / "identity.json", canonical_json(identity))
         if path.exists():
             shutil.rmtree(path)
-        self._group = _open_group(self._store)
 
     def _is(self, identity: dict[str, Any]) -> bool:
         try:
@@ -198,11 +197,16 @@ class _Unfinished:
 
     def add(self, shard: int, values: np.ndarray, scale: np.ndarray | None, digest: str) -> None:
         """Write a shard, force it to the disk, and only then enter it in the journal."""
+        import zarr
+
         start = shard * self._geometry.shard_rows
         stop = start + len(values)
-        self._group["rows"][start:stop] = values
-        if scale is not None:
-            self._group["scale"][start:stop] = scale[: len(values)]
+        # Chunks of zeros are written too: an absent file is damage and never means zero.
+        with zarr.config.set({"array.write_empty_chunks": True}):
+            group = _open_group(self._store)
+            group["rows"][start:stop] = values
+            if scale is not None:
+                group["scale"][start:stop] = scale[: len(values)]
         files = {}
         for name in self._geometry.shard_files(shard):
             file = self._store / name

@@ -176,8 +176,6 @@ def create_arrays(path: Path, geometry: Geometry, attributes: Mapping[str, Any])
         chunks=(geometry.chunk_rows, geometry.dim),
         shards=(geometry.shard_rows, geometry.dim),
         compressors=compressors,
-        # Empty chunks are written: an absent one is damage and never means zero.
-        config={"write_empty_chunks": True},
         fill_value=0,
     )
     if geometry.scaled:
@@ -187,7 +185,6 @@ def create_arrays(path: Path, geometry: Geometry, attributes: Mapping[str, Any])
             dtype="float32",
             chunks=(geometry.shard_rows,),
             compressors=[Crc32cCodec()],
-            config={"write_empty_chunks": True},
             fill_value=0,
         )
     return group

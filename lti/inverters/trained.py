@@ -46,6 +46,11 @@ class TrainedInverter:
     @torch.no_grad()
     def invert(self, rows: torch.Tensor) -> torch.Tensor:
         """Map ``(b, p)`` float32 gradients to ``(b, 1, *sample_shape)`` float32 images."""
+        if rows.ndim != 2 or rows.shape[1] != self.layout.total:
+            raise LTIError(
+                f"gradients of shape {tuple(rows.shape)}; this inverter takes (b, "
+                f"{self.layout.total}). Train one for this FL model."
+            )
         inputs = self.network.encoder(rows.to(self.compute.device))
         return decode(self.network.decoder, inputs, self.compute, self.settings.precision)[:, None]
 
