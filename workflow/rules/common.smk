@@ -1,3 +1,4 @@
+import shlex
 import sys
 from pathlib import Path
 
@@ -26,18 +27,19 @@ USES_CONDA = any(
     method.name == "CONDA" for method in workflow.deployment_settings.deployment_method
 )
 PYTHON = "python" if USES_CONDA else sys.executable
+# Of the machine, not of the science: shell variables and no rule's `params`, so that a
+# change runs nothing again.
+STORE = shlex.quote(canonical_json(PLAN.config.store.model_dump()))
+MEMORY_MIB = PLAN.config.store.memory_mib
 # Doubled braces: Snakemake formats the prefix.
 shell.prefix(
-    "set -euo pipefail; lti() {{ "
+    "set -euo pipefail; "
+    f"STORE={STORE.replace('{', '{{').replace('}', '}}')}; MEMORY_MIB={MEMORY_MIB}; "
+    "lti() {{ "
     f'PYTHONPATH="{CHECKOUT}${{{{PYTHONPATH:+:$PYTHONPATH}}}}" "{PYTHON}" -m lti "$@"; }}}}; '
 )
 
 RESULTS = PLAN.config.results
-
-# Of the machine, not of the science: in shell commands but no rule's `params`, so that a
-# change runs nothing again.
-STORE = canonical_json(PLAN.config.store.model_dump())
-MEMORY_MIB = PLAN.config.store.memory_mib
 
 # Artifacts. Each file has a small JSON card (a store: its manifest) that holds a digest of
 # the content. Rules depend on the card's content and on the file's existence (`ancient`), so

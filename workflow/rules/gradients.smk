@@ -32,7 +32,7 @@ rule compute_gradients:
         ),
     shell:
         "lti compute-gradients --auxiliary {input.auxiliary} --fl-model {input.fl_model}"
-        " --defense {params.defense:q} {params.mirrored_option} --store {STORE:q}"
+        ' --defense {params.defense:q} {params.mirrored_option} --store "$STORE"'
         " --output {output.store} --manifest {output.manifest}"
         " --threads {threads} --gpus {resources.gpu} --log {log}"
 

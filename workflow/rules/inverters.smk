@@ -30,7 +30,7 @@ rule train_inverter:
     shell:
         "lti train-inverter --auxiliary {input.auxiliary} --gradients {input.gradients}"
         " --manifest {input.manifest} --defense {params.defense:q}"
-        " --inverter {params.inverter:q} --memory-mib {MEMORY_MIB}"
+        " --inverter {params.inverter:q} --memory-mib $MEMORY_MIB"
         " --checkpoints {params.checkpoints}"
         " --output {output.weights} --card {output.card} --history {output.history}"
         " --threads {threads} --gpus {resources.gpu} --log {log}"
