@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import sys
 import tempfile
 import time
 from dataclasses import dataclass
@@ -46,6 +47,9 @@ def acquire(*, threads: int | None, gpus: int = 0, wait_seconds: float = 3600.0)
 
     if threads is not None:
         torch.set_num_threads(threads)
+    # TF32 would round auxiliary gradients, and so flip small signs, where victims' are exact.
+    torch.backends.cudnn.allow_tf32 = False
+    torch.backends.cuda.matmul.allow_tf32 = False
     if gpus > 0:
         index = _lease(wait_seconds)
         if index is not None:
@@ -53,6 +57,11 @@ def acquire(*, threads: int | None, gpus: int = 0, wait_seconds: float = 3600.0)
             if torch.cuda.is_available():
                 device = torch.device("cuda", 0)
                 return Compute(device, matmul_dtype(device))
+            print(
+                f"GPU {index} was granted, but torch {torch.__version__} cannot use CUDA here: "
+                f"computing on the processor.",
+                file=sys.stderr,
+            )
     device = torch.device("cpu")
     return Compute(device, matmul_dtype(device))
 

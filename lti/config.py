@@ -16,6 +16,7 @@ from lti.fl_models import FL_MODELS
 from lti.gradients.store_format import StoreSettings
 from lti.inverters import INVERTERS
 from lti.metrics import METRICS
+from lti.projections import PROJECTIONS
 from lti.registry import Registry, describe_validation_error
 
 __all__ = ["Auxiliary", "Config", "Experiment", "Victims", "parse_config"]
@@ -47,7 +48,7 @@ class Victims(_Section):
 class Experiment(_Section):
     """A grid of cells, reported together."""
 
-    title: str = Field(description="Heading of the table and the figures.")
+    title: str = Field(description="Heading of the table.")
     dataset: str = Field(description="A key of `datasets`.")
     fl_models: list[str] = Field(min_length=1, description="Keys of `fl_models`.")
     batch_sizes: list[int] = Field([1], min_length=1, description="Samples per client batch.")
@@ -69,15 +70,26 @@ class Config(_Section):
     )
     datasets: dict[str, dict[str, Any]] = Field(description="Data sets by identifier.")
     fl_models: dict[str, dict[str, Any]] = Field(description="FL models by identifier.")
+    projections: dict[str, dict[str, Any]] = Field(
+        default={}, description="Projections of gradients, by FL model; default: identity."
+    )
     defenses: dict[str, dict[str, Any]] = Field(description="Defenses by identifier.")
     inverters: dict[str, dict[str, Any]] = Field(description="Inverters by identifier.")
     attacks: dict[str, dict[str, Any]] = Field(description="Attacks by identifier.")
     experiments: dict[str, Experiment] = Field(description="Experiments by identifier.")
 
 
+RULES = {
+    *("all", "default", "draw_fl_model", "compute_gradients", "observe", "train_inverter"),
+    *("prepare_dataset", "select_auxiliary", "select_victims", "run_attack"),
+    *("measure_attack", "summarise_experiment", "draw_reconstructions"),
+}
+"""Names that an experiment, which is a rule too, cannot have."""
+
 SECTIONS: dict[str, Registry[Any]] = {
     "datasets": DATASETS,
     "fl_models": FL_MODELS,
+    "projections": PROJECTIONS,
     "defenses": DEFENSES,
     "inverters": INVERTERS,
     "attacks": ATTACKS,
@@ -110,7 +122,11 @@ def parse_config(values: Mapping[str, Any]) -> Config:
             attempt(lambda r=registry, s=settings, where=where: r.parse(s, where=where))
     for key, experiment in config.experiments.items():
         attempt(lambda key=key: _check_identifier(f"experiments.{key}", key))
+        if key in RULES:
+            problems.append(f"experiments.{key}: got the name of a rule; allowed: any other name")
         problems += _experiment_problems(config, f"experiments.{key}", experiment)
+    for key in config.projections:
+        problems += _unknown("projections", key, config.fl_models)
     for key, settings in config.attacks.items():
         problems += _inverter_problems(config, f"attacks.{key}", settings)
     if problems:
@@ -143,6 +159,24 @@ def _inverter_problems(config: Config, where: str, settings: dict[str, Any]) -> 
         yield from _unknown(f"{where}.inverter_for.{defense}", inverter, config.inverters)
 
 
+def _mirror_problems(
+    config: Config, where: str, experiment: Experiment, attack: dict[str, Any]
+) -> Iterator[str]:
+    """An inverter that asks for mirrored images needs their gradients."""
+    choices = attack.get("inverter_for", {})
+    named = [attack.get("inverter"), *(choices.values() if isinstance(choices, dict) else ())]
+    for name in sorted({n for n in named if isinstance(n, str)} & set(config.inverters)):
+        try:
+            inverter = INVERTERS.parse(config.inverters[name])
+        except LTIError:
+            continue  # said of the inverter itself
+        if inverter.use_mirrored and not experiment.auxiliary.mirrored:
+            yield (
+                f"{where}.auxiliary.mirrored: got False, where inverters.{name}.use_mirrored is "
+                f"True; allowed: both True, or use_mirrored False"
+            )
+
+
 def _experiment_problems(config: Config, where: str, experiment: Experiment) -> Iterator[str]:
     yield from _unknown(f"{where}.dataset", experiment.dataset, config.datasets)
     for axis in ("fl_models", "defenses", "attacks"):
@@ -150,6 +184,8 @@ def _experiment_problems(config: Config, where: str, experiment: Experiment) -> 
             yield from _unknown(f"{where}.{axis}", value, getattr(config, axis))
     for value in experiment.metrics:
         yield from _unknown(f"{where}.metrics", value, METRICS)
+    for attack in set(experiment.attacks) & set(config.attacks):
+        yield from _mirror_problems(config, where, experiment, config.attacks[attack])
     for batch_size in experiment.batch_sizes:
         if batch_size != 1:
             yield (

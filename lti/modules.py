@@ -14,6 +14,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from lti.errors import LTIError
 from lti.registry import Registry
 
 __all__ = ["source_files"]
@@ -97,7 +98,9 @@ def _walk(tree: ast.AST, module: str) -> Iterator[str]:
         names: list[str] = []
         if isinstance(node, ast.Import):
             names = [alias.name for alias in node.names]
-        elif isinstance(node, ast.ImportFrom) and node.module is not None:
+        elif isinstance(node, ast.ImportFrom):
+            if node.level or node.module is None:
+                raise LTIError(f"{module}: relative import; expected an absolute one.")
             names = [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
         for name in names:
             if name.split(".")[0] == PACKAGE:

@@ -19,6 +19,7 @@ from lti.errors import LTIError
 from lti.files import canonical_json
 from lti.fl_models import FL_MODELS
 from lti.inverters import INVERTERS
+from lti.projections import PROJECTIONS, Projection
 from lti.registry import Registry
 
 __all__ = ["Cell", "Plan"]
@@ -59,6 +60,7 @@ class Plan:
         self.config = config
         self.datasets = _parse(DATASETS, config.datasets, "datasets")
         self.fl_models = _parse(FL_MODELS, config.fl_models, "fl_models")
+        self.projections = _parse(PROJECTIONS, config.projections, "projections")
         self.defenses = _parse(DEFENSES, config.defenses, "defenses")
         self.inverters = _parse(INVERTERS, config.inverters, "inverters")
         self.attacks = _parse(ATTACKS, config.attacks, "attacks")
@@ -127,6 +129,11 @@ class Plan:
         """Return the registered name of the defense that a store's rows went through."""
         name: str = "none" if stored == UNDEFENDED else self.defenses[stored].name
         return name
+
+    def projection(self, fl_model: str) -> Projection:
+        """Return what an FL model's gradients go through before an inverter sees them."""
+        projection: Projection = self.projections.get(fl_model) or PROJECTIONS["identity"]()
+        return projection
 
     def attack_on(self, attack: str, defense: str) -> Attack:
         """Return an attack with the settings that it uses against a defense."""

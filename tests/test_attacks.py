@@ -16,6 +16,7 @@ from lti.checkpoint import Checkpoint
 from lti.compute import Compute
 from lti.defenses import DEFENSES
 from lti.errors import LTIError
+from lti.fl_models import network_digest
 from lti.gradients.per_sample import per_sample_gradient_function
 from lti.progress import Progress
 from lti.seeding import torch_generator
@@ -218,14 +219,13 @@ def test_observations_of_another_model_or_batch_size_are_refused(lenet, images):
         replace(observations, gradient=observations.gradient[:, :99])
     with pytest.raises(LTIError, match=r"labels have shape \(3, 1\); expected \(3, 2\)"):
         replace(observations, batch_size=2)
-    first = observations.first(2)
-    assert len(first.gradient) == len(first.label) == 2
-    assert len(observations.first(None).gradient) == len(observations.first(9).gradient) == 3
 
 
 def test_lti_is_one_pass_of_the_inverter(lenet, images, tmp_path):
     class Fake:
         sizes: list[int] = []  # noqa: RUF012
+        defense = DEFENSES["none"]()
+        fl_model_digest = network_digest(lenet[1])
 
         def invert(self, rows):
             self.sizes.append(len(rows))
@@ -250,3 +250,13 @@ def test_lti_is_one_pass_of_the_inverter(lenet, images, tmp_path):
     assert result.shape == (600, 1, 3, 32, 32)
     torch.testing.assert_close(result[:, 0, 0, 0, 0], expected)
     assert math.isclose(float(result.max()), 1) and float(result.min()) == 0
+    for impostor in ({"defense": DEFENSES["sign"]()}, {"fl_model_digest": "0" * 16}):
+        with pytest.raises(LTIError, match="the inverter was trained against"):
+            attack.reconstruct(
+                observations,
+                compute=CPU,
+                seed=0,
+                progress=Progress("test"),
+                checkpoints=tmp_path,
+                inverter=type("Impostor", (Fake,), impostor)(),
+            )

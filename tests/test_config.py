@@ -76,7 +76,7 @@ def test_the_shipped_configuration_is_valid():
         ("defenses/Sign", {"use": "sign"}, r"defenses\.Sign: got identifier 'Sign'; .*lower-case"),
         ("defenses/a..b", {"use": "sign"}, r"identifier 'a\.\.b'; expected"),
         ("attacks/a@b", {"use": "ig"}, r"attacks\.a@b: got identifier 'a@b'; expected"),
-        ("attacks/ig/iterations", 0, r"attacks\.ig\.iterations: got 0; .*equal to 1"),
+        ("attacks/ig/iterations", 0, r"attacks\.ig\.iterations: got 0; .*equal to 2"),
         ("attacks/lti/inverter", "big", r"attacks\.lti\.inverter: got 'big'; allowed: tuned"),
         ("attacks/lti", {"use": "lti"}, r"attacks\.lti\.inverter: missing; it has no default"),
         ("experiments/small/dataset", "b", r"small\.dataset: got 'b'; allowed: photos"),
@@ -159,6 +159,27 @@ def test_a_reference_that_is_no_name_is_a_problem_like_others(values):
     ]
 
 
+def test_mirrored_images_need_their_gradients(values):
+    values["experiments"]["small"]["auxiliary"]["mirrored"] = False
+    with pytest.raises(LTIError, match=r"small\.auxiliary\.mirrored: got False.*inverters\.tuned"):
+        parse_config(values)
+
+
+@pytest.mark.parametrize("name", ["all", "observe"])
+def test_an_experiment_cannot_have_the_name_of_a_rule(values, name):
+    values["experiments"][name] = values["experiments"]["small"]
+    with pytest.raises(LTIError, match=rf"experiments\.{name}: got the name of a rule"):
+        parse_config(values)
+
+
+def test_a_projection_belongs_to_an_fl_model(values):
+    values["projections"] = {"lenet": {"use": "hash", "ratio": 0.25}}
+    assert Plan(parse_config(values)).projection("lenet").ratio == 0.25
+    values["projections"] = {"resnet": {"use": "hash"}}
+    with pytest.raises(LTIError, match=r"projections: got 'resnet'; allowed: lenet"):
+        parse_config(values)
+
+
 def test_an_experiments_cells_are_the_product_of_its_lists(values):
     plan = Plan(parse_config(values))
     cells = list(plan.cells("small"))
@@ -226,6 +247,7 @@ def test_settings_are_canonical(values):
 def test_one_auxiliary_set_cannot_be_both_with_and_without_mirrored_images(values):
     other = copy.deepcopy(values["experiments"]["small"])
     other["auxiliary"]["mirrored"] = False
+    values["inverters"]["tuned"]["use_mirrored"] = False
     values["experiments"]["other"] = other
     with pytest.raises(LTIError, match="photos-n64-s3 is asked for with and without mirrored"):
         Plan(parse_config(values))

@@ -59,12 +59,6 @@ class Observations:
                 f"observations and run the same command again."
             )
 
-    def first(self, count: int | None) -> Observations:
-        """Return the first ``count`` victim batches (all where None or more than there are)."""
-        label = None if self.label is None else self.label[:count]
-        values = {**self.__dict__, "gradient": self.gradient[:count], "label": label}
-        return Observations(**values)
-
 
 class Attack(Settings):
     """Base of all attacks."""

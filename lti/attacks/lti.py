@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 from pydantic import Field
 
 from lti.attacks.base import ATTACKS, Attack, Observations
+from lti.errors import LTIError
+from lti.fl_models import network_digest
 
 if TYPE_CHECKING:
     import torch
@@ -51,8 +53,20 @@ class LearningToInvert(Attack):
         checkpoints: Path,
         inverter: Any = None,
     ) -> torch.Tensor:
-        """Return the inverter's output (see :class:`lti.attacks.Attack`)."""
+        """Return the inverter's output (see :class:`lti.attacks.Attack`).
+
+        Raises:
+            LTIError: the inverter was trained against another defense or FL model.
+        """
         import torch
+
+        expected = (observations.defense, network_digest(observations.network))
+        if (inverter.defense, inverter.fl_model_digest) != expected:
+            raise LTIError(
+                f"the inverter was trained against {inverter.defense.canonical()} on FL model "
+                f"{inverter.fl_model_digest}; the observations are of "
+                f"{expected[0].canonical()} and {expected[1]}. Train one for them."
+            )
 
         progress.start(total=len(observations.gradient), unit="victims")
         parts = []

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
@@ -14,6 +14,8 @@ from lti.compute import Compute, memory_budget
 from lti.data.selection import to_float
 from lti.gradients.batches import TrainingRows
 from lti.inverters.base import Inverter, TrainingSample
+from lti.projections import Projection
+from lti.projections.identity import Identity
 from lti.seeding import derive_seed, torch_generator
 
 if TYPE_CHECKING:
@@ -37,6 +39,13 @@ class AuxiliaryData:
     views: int
     defense: Defense
     layout: ParameterLayout
+    """Of the FL model's gradient, before projection."""
+    projection: Projection = field(default_factory=Identity)
+
+    def randomise(self, rows: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+        """Draw the random part of the defense on projected rows."""
+        counts = self.projection.counts(self.layout.total) if self.defense.is_random else None
+        return self.defense.randomise(rows, generator=generator, counts=counts)
 
 
 class TrainingInputs:
@@ -93,12 +102,12 @@ class TrainingInputs:
             return
         for index in (sample * views + view).to(self._compute.device).split(batch_size):
             if self._encoded is not None:
-                yield index, self._encoded.index_select(0, index)
+                yield index, self._encoded.index_select(0, index - self._rows.start)
             else:
                 yield index, self._encode(self._source.take(index), noise)
 
     def _encode(self, rows: torch.Tensor, noise: torch.Generator) -> torch.Tensor:
-        inputs: torch.Tensor = self._encoder(self._data.defense.randomise(rows, generator=noise))
+        inputs: torch.Tensor = self._encoder(self._data.randomise(rows, noise))
         return inputs
 
 
@@ -119,7 +128,7 @@ def statistics_sample(settings: Inverter, data: AuxiliaryData, samples: int) -> 
         # The auxiliary set is in random order: its beginning is a random sample.
         for start, stop in _blocks(data.store, rows):
             first_views = data.store.rows(start, stop)[-start % data.views :: data.views]
-            yield data.defense.randomise(first_views, generator=noise)
+            yield data.randomise(first_views, noise)
 
     return TrainingSample(blocks, to_float(data.image[order[:SAMPLE_ROWS]]))
 
@@ -146,7 +155,7 @@ def held_out_inputs(
     held = range(samples.start * data.views, samples.stop * data.views)
     for start, stop in _blocks(data.store, held):
         rows = data.store.rows(start, stop)[-start % data.views :: data.views]
-        rows = data.defense.randomise(rows.to(compute.device), generator=noise)
+        rows = data.randomise(rows.to(compute.device), noise)
         encoded.append(encoder(rows).to(compute.dtype))
     image = to_float(data.image[samples.start : samples.stop])
     return torch.cat(encoded), image.to(compute.device)

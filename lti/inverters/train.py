@@ -93,8 +93,9 @@ def train_inverter(
 
     torch.manual_seed(derive_seed(settings.seed, "weights"))
     sample_shape = data.image.shape[1:]
-    statistics = settings.statistics(data.layout, statistics_sample(settings, data, samples - held))
-    network = settings.network(data.layout, sample_shape, statistics).to(compute.device)
+    layout = data.projection.layout(data.layout)
+    statistics = settings.statistics(layout, statistics_sample(settings, data, samples - held))
+    network = settings.network(layout, sample_shape, statistics).to(compute.device)
     inputs = TrainingInputs(
         data, rows, encoder=network.encoder, compute=compute, memory_mib=memory_mib
     )
@@ -160,7 +161,16 @@ def train_inverter(
         if checkpoint.due() and epoch + 1 < settings.epochs:
             checkpoint.save(_state(network.decoder, optimizer, history, best), position=epoch + 1)
     network.decoder.load_state_dict(best.weights)
-    trained = TrainedInverter(settings, data.layout, sample_shape, network=network, compute=compute)
+    trained = TrainedInverter(
+        settings,
+        data.layout,
+        sample_shape,
+        network=network,
+        defense=data.defense,
+        projection=data.projection,
+        fl_model_digest=data.store.attributes.get("fl_model_digest"),
+        compute=compute,
+    )
     return trained, history
 
 

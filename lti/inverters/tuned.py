@@ -28,7 +28,7 @@ class TunedInverter(Inverter):
     5 % of the steps, then a cosine to zero. Trained on mirrored images too.
     """
 
-    epochs: int = Field(8, ge=1, description="Passes over the auxiliary set.")
+    epochs: int = Field(14, ge=1, description="Passes over the auxiliary set.")
     batch_size: int = Field(128, ge=1, description="Samples a step.")
     learning_rate: float = Field(1e-3, gt=0, description="Peak learning rate of AdamW.")
     use_mirrored: bool = Field(True, description="Train on mirrored images too.")

@@ -71,10 +71,11 @@ def markdown_table(summary: pd.DataFrame) -> str:
     return "\n".join([*lines, *_footnotes(summary)]) + "\n"
 
 
-def write_markdown(path: Path | str, summary: pd.DataFrame) -> None:
-    """Write :func:`markdown_table` to a file, atomically."""
+def write_markdown(path: Path | str, summary: pd.DataFrame, *, title: str = "") -> None:
+    """Write :func:`markdown_table` below a heading to a file, atomically."""
+    heading = f"## {title}\n\n" if title else ""
     with atomic_path(path) as temporary:
-        temporary.write_text(markdown_table(summary), encoding="utf-8", newline="\n")
+        temporary.write_text(heading + markdown_table(summary), encoding="utf-8", newline="\n")
 
 
 def _row(cells: Iterable[str]) -> str:

@@ -37,7 +37,7 @@ def run_attack(
     from lti.defenses import DEFENSES
     from lti.errors import LTIError
     from lti.files import digest_arrays, digest_json, write_json, write_tensors
-    from lti.fl_models import load_fl_model
+    from lti.fl_models import load_fl_model, network_digest
     from lti.gradients.store import GradientStore
     from lti.progress import Progress
 
@@ -52,15 +52,22 @@ def run_attack(
     store = GradientStore.open(observations, manifest)
     facts = store.attributes
     model, network = load_fl_model(fl_model, device=compute.device)
+    if network_digest(network) != facts["fl_model_digest"]:
+        raise LTIError(
+            f"{observations} holds gradients of FL model {facts['fl_model_digest']}, and "
+            f"{fl_model} is {network_digest(network)}. Delete the observations and their "
+            f"manifest and run the same command again."
+        )
+    count = min(method.victims or store.n_rows, store.n_rows)
     observed = Observations(
-        gradient=store.rows(0, store.n_rows),
-        label=torch.tensor(facts["label"]),
+        gradient=store.rows(0, count),
+        label=torch.tensor(facts["label"])[:count],
         batch_size=facts["batch_size"],
         model=model,
         network=network,
         defense=DEFENSES.parse(facts["defense"]),
         sample_shape=(3, 32, 32),
-    ).first(method.victims)
+    )
     trained = None if inverter is None else method.load_inverter(inverter, compute=compute)
     progress = Progress(f"attack {model.name} {facts['defense']['use']} {method.name}", log=log)
     folder = checkpoints / f"{method.name}-{digest_json([store.digest, method.canonical()])}"
@@ -78,6 +85,7 @@ def run_attack(
         "attack_settings": method.canonical(),
         "batch_size": facts["batch_size"],
         "defense_settings": facts["defense"],
+        "fl_model_settings": facts["fl_model"],
         "observations": store.digest,
         "seed": facts["seed"],
     }

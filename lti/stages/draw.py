@@ -28,12 +28,20 @@ def draw_reconstructions(
     from lti.report.picture import picture_row, plot_reconstructions
 
     truth = read_arrays(victims)[0]
-    rows = []
-    for path in reconstructions:
-        arrays, metadata = read_arrays(path)
-        rows.append(
-            picture_row(truth, arrays, defense=metadata["defense"], attack=metadata["attack"])
+    runs = [read_arrays(path) for path in reconstructions]
+    variants: dict[str, set[str]] = {}
+    for _, metadata in runs:
+        variants.setdefault(metadata["attack"], set()).add(metadata["variant"])
+    rows = [
+        picture_row(
+            truth,
+            arrays,
+            defense=metadata["defense"],
+            attack=metadata["attack"],
+            variant=metadata["variant"] if len(variants[metadata["attack"]]) > 1 else "",
         )
+        for arrays, metadata in runs
+    ]
     covered = min(len(row.images) for row in rows)
     plot_reconstructions(output, to_float(truth["image"][:covered]), rows, count=count, seed=seed)
     Progress("picture", log=log).say(str(output))

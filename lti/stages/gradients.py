@@ -21,6 +21,9 @@ def compute_gradients(
     auxiliary: Annotated[Path, typer.Option(help="The auxiliary set.")],
     fl_model: ModelFile,
     defense: DefenseJson,
+    projection: Annotated[
+        str, typer.Option(help="JSON settings of the projection.")
+    ] = '{"use": "identity"}',
     mirrored: Annotated[bool, typer.Option(help="Also store the mirrored images' rows.")] = False,
     store: StoreJson = "{}",
     output: Output,
@@ -29,7 +32,7 @@ def compute_gradients(
     gpus: Gpus = 0,
     log: Log = None,
 ) -> None:
-    """Store the auxiliary set's gradients with the deterministic part of a defense applied.
+    """Store the auxiliary set's gradients, defended (the deterministic part) and projected.
 
     Sample i has rows ``views * i`` (as it is) and, where ``mirrored``, ``2 * i + 1``.
     """
@@ -47,9 +50,12 @@ def compute_gradients(
     from lti.gradients.per_sample import per_sample_gradient_function
     from lti.gradients.store import StoreSettings, write_store
     from lti.progress import Progress
+    from lti.projections import PROJECTIONS
     from lti.registry import describe_validation_error
 
     settings = DEFENSES.parse(parse_json(defense, option="defense"))
+    projected = PROJECTIONS.parse(parse_json(projection, option="projection"))
+    whole = projected.name == "identity"
     try:
         store_settings = StoreSettings(**parse_json(store, option="store"))
     except ValidationError as error:
@@ -70,14 +76,16 @@ def compute_gradients(
         x = to_float(torch.from_numpy(images.image[sample]))
         x = torch.where(torch.from_numpy(view == 1)[:, None, None, None], x.flip(3), x)
         label = torch.from_numpy(images.label[sample])
-        return settings.deterministic(gradients(x.to(compute.device), label.to(compute.device)))
+        gradient = gradients(x.to(compute.device), label.to(compute.device))
+        return projected.project(settings.deterministic(gradient))
 
     written = write_store(
         output,
         n_rows=views * len(images),
-        dim=layout.total,
-        encoding=settings.encoding,
-        compress=settings.compress,
+        dim=projected.layout(layout).total,
+        # Sums of signs are no signs, and sums of pruned entries are seldom zero.
+        encoding=settings.encoding if whole else "scaled-float16",
+        compress=settings.compress and whole,
         compute=rows,
         manifest=manifest,
         attributes={
@@ -86,6 +94,7 @@ def compute_gradients(
             "fl_model_digest": network_digest(network),
             "auxiliary_digest": digest_arrays({"image": images.image, "label": images.label}),
             "layout": layout.to_json(),
+            "projection": projected.canonical(),
             "views": views,
         },
         settings=store_settings,

@@ -27,8 +27,12 @@ def measure_attack(
     from lti.report.paper import paper_defense
 
     arrays, metadata = read_arrays(reconstructions)
-    frame = measure(read_arrays(victims)[0], arrays, metadata, metrics=metric)
-    frame["paper_defense"] = paper_defense(metadata["defense_settings"])
+    truth, read = read_arrays(victims)
+    frame = measure(truth, arrays, metadata, metrics=metric)
+    # The paper's numbers are of its data sets and models, not of others under their names.
+    names = (read["dataset"], metadata["fl_model_settings"]["use"])
+    same = names == (metadata["dataset"], metadata["fl_model"])
+    frame["paper_defense"] = paper_defense(metadata["defense_settings"]) if same else ""
     write_metrics(output, frame)
     means = ", ".join(f"{name} {frame[name].mean():.4g}" for name in metric)
     progress = Progress(f"measure {metadata['defense']} {metadata['variant']}", log=log)

@@ -14,7 +14,9 @@ __all__ = ["summarise_experiment"]
 
 def summarise_experiment(
     *,
+    title: Annotated[str, typer.Option(help="Heading of the table.")],
     metrics: Annotated[list[Path], typer.Option(help="Rows of one cell; repeated.")],
+    metric: Annotated[list[str], typer.Option(help="A metric to report; repeated.")],
     output: Output,
     table: Annotated[Path, typer.Option(help="Markdown table to write.")],
     chart: Annotated[Path, typer.Option(help="Chart to write, PNG or PDF.")],
@@ -28,7 +30,8 @@ def summarise_experiment(
     from lti.report.table import write_markdown, write_summary
 
     summary = summarise([read_metrics(path) for path in metrics])
+    summary = summary[summary["metric"].isin(metric)]
     write_summary(output, summary)
-    write_markdown(table, summary)
-    plot_summary(chart, summary)
+    write_markdown(table, summary, title=title)
+    plot_summary(chart, summary, metrics=metric)
     Progress("summary", log=log).say(f"{output}\n{table}\n{chart}")

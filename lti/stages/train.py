@@ -36,7 +36,8 @@ def train_inverter(
     from lti.compute import acquire
     from lti.data.selection import read_selection
     from lti.defenses import DEFENSES
-    from lti.files import atomic_path, digest_json, write_json
+    from lti.errors import LTIError
+    from lti.files import atomic_path, digest_arrays, digest_json, write_json
     from lti.fl_models import network_digest
     from lti.gradients.layout import ParameterLayout
     from lti.gradients.store import GradientStore
@@ -44,17 +45,27 @@ def train_inverter(
     from lti.inverters.inputs import AuxiliaryData
     from lti.inverters.train import train_inverter as train
     from lti.progress import Progress
+    from lti.projections import PROJECTIONS
 
     preset = INVERTERS.parse(parse_json(inverter, option="inverter"))
     defended = DEFENSES.parse(parse_json(defense, option="defense"))
     compute = acquire(threads=threads, gpus=gpus)
     store = GradientStore.open(gradients, manifest)
+    images = read_selection(auxiliary).images
+    digest = digest_arrays({"image": images.image, "label": images.label})
+    if digest != store.attributes["auxiliary_digest"]:
+        raise LTIError(
+            f"{gradients} holds gradients of auxiliary set {store.attributes['auxiliary_digest']}, "
+            f"and {auxiliary} is {digest}. Delete the store and its manifest and run the same "
+            f"command again."
+        )
     data = AuxiliaryData(
         store=store,
-        image=torch.from_numpy(read_selection(auxiliary).images.image),
+        image=torch.from_numpy(images.image),
         views=store.attributes["views"],
         defense=defended,
         layout=ParameterLayout.from_json(store.attributes["layout"]),
+        projection=PROJECTIONS.parse(store.attributes["projection"]),
     )
     settings = {
         "inverter": preset.canonical(),

@@ -14,6 +14,7 @@ from lti.inverters import INVERTERS
 from lti.metrics import METRICS
 from lti.modules import source_files
 from lti.plan import Plan
+from lti.projections import PROJECTIONS
 from snakemake.exceptions import WorkflowError
 
 try:
@@ -77,8 +78,10 @@ wildcard_constraints:
 
 
 def heavy_threads() -> int:
-    """Half of the cores: two heavy jobs side by side use them better than one after one."""
-    return max(1, (workflow.resource_settings.cores or 1) // 2)
+    """A share of the cores: at least two heavy jobs, and one a GPU, run side by side."""
+    cores = workflow.resource_settings.cores or 1
+    gpus = getattr(workflow.global_resources.get("gpu"), "value", None)  # None: not limited
+    return max(1, cores // max(2, gpus or 0))
 
 
 def entry(registry, section, identifier):
@@ -171,13 +174,9 @@ def attack_code(wildcards):
         entry(FL_MODELS, "fl_models", wildcards.fl_model),
     ]
     if PLAN.attacks[attack].needs_inverter:
-        entries.append(
-            entry(
-                INVERTERS,
-                "inverters",
-                PLAN.attack_on(attack, wildcards.defense).inverter,
-            )
-        )
+        inverter = PLAN.attack_on(attack, wildcards.defense).inverter
+        entries.append(entry(INVERTERS, "inverters", inverter))
+        entries.append((PROJECTIONS, PLAN.projection(wildcards.fl_model).name))
     return source_files("attack", *entries)
 
 

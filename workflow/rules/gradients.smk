@@ -8,6 +8,7 @@ rule compute_gradients:
             "gradients",
             entry(FL_MODELS, "fl_models", wildcards.fl_model),
             (DEFENSES, PLAN.stored_defense_name(wildcards.stored)),
+            (PROJECTIONS, PLAN.projection(wildcards.fl_model).name),
         ),
     output:
         store=directory(f"{GRADIENTS}.zarr"),
@@ -24,6 +25,9 @@ rule compute_gradients:
         mem_mb=4000,
     params:
         defense=lambda wildcards: PLAN.stored_defense_settings(wildcards.stored),
+        projection=lambda wildcards: canonical_json(
+            PLAN.projection(wildcards.fl_model).canonical()
+        ),
         mirrored=lambda wildcards: PLAN.auxiliary[wildcards.auxiliary][1].mirrored,
         mirrored_option=lambda wildcards: (
             "--mirrored"
@@ -32,7 +36,7 @@ rule compute_gradients:
         ),
     shell:
         "lti compute-gradients --auxiliary {input.auxiliary} --fl-model {input.fl_model}"
-        ' --defense {params.defense:q} {params.mirrored_option} --store "$STORE"'
+        ' --defense {params.defense:q} --projection {params.projection:q} {params.mirrored_option} --store "$STORE"'
         " --output {output.store} --manifest {output.manifest}"
         " --threads {threads} --gpus {resources.gpu} --log {log}"
 

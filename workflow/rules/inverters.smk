@@ -8,6 +8,7 @@ rule train_inverter:
             "train",
             entry(DEFENSES, "defenses", wildcards.defense),
             entry(INVERTERS, "inverters", wildcards.inverter),
+            (PROJECTIONS, PLAN.projection(wildcards.fl_model).name),
         ),
     output:
         weights=f"{INVERTER}.safetensors",

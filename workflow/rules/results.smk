@@ -41,9 +41,14 @@ rule summarise_experiment:
     conda:
         "../../envs/lti.yaml"
     params:
+        title=lambda wildcards: PLAN.experiment(wildcards.experiment).title,
         metrics=lambda wildcards, input: [f"--metrics {path}" for path in input.metrics],
+        shown=lambda wildcards: [
+            f"--metric {name}"
+            for name in PLAN.experiment(wildcards.experiment).metrics
+        ],
     shell:
-        "lti summarise-experiment {params.metrics} --output {output.summary}"
+        "lti summarise-experiment --title {params.title:q} {params.metrics} {params.shown} --output {output.summary}"
         " --table {output.table} --chart {output.chart} --log {log}"
 
 

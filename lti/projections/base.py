@@ -1,0 +1,37 @@
+"""What every projection states."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from typing import TYPE_CHECKING
+
+from lti.registry import Registry, Settings
+
+if TYPE_CHECKING:
+    import torch
+
+    from lti.gradients.layout import ParameterLayout
+
+__all__ = ["PROJECTIONS", "Projection"]
+
+
+class Projection(Settings):
+    """A fixed linear map of gradients. Defended gradients are projected; noise commutes."""
+
+    @abstractmethod
+    def project(self, gradient: torch.Tensor) -> torch.Tensor:
+        """Map ``(b, p)`` float32 gradients to ``(b, k)``, on their device."""
+
+    @abstractmethod
+    def layout(self, layout: ParameterLayout) -> ParameterLayout:
+        """Return where parameters lie in the result: one nameless block where they mix."""
+
+    @abstractmethod
+    def counts(self, parameters: int) -> torch.Tensor | None:
+        """Return how many of ``parameters`` coordinates each entry sums, ``(k,)``; None: one."""
+
+
+PROJECTIONS: Registry[Projection] = Registry(
+    "projections",
+    modules={"hash": "lti.projections.hash", "identity": "lti.projections.identity"},
+)
