@@ -208,7 +208,7 @@ def test_finished_edit_is_done_once_and_changes_nothing_else(finished, tmp_path)
         ("attacks.ig.iterations", 4, [*IG, *SUMMARY]),
         ("inverters.tuned.epochs", 3, [*LTI, *SUMMARY]),
         ("experiments.tiny.pictured", 3, ["draw_reconstructions"]),
-        ("experiments.tiny.title", "Other", []),
+        ("experiments.tiny.title", "Other", ["summarise_experiment"]),
         # How, not what, is computed.
         ("store.memory_mib", 128, []),
         ("store.shard_mib", 2, []),
