@@ -148,7 +148,7 @@ def main() -> None:
     parser.add_argument("--preset", default="tuned", choices=["tuned", "paper"])
     parser.add_argument("--hidden", type=int, help="the preset's if not given")
     parser.add_argument("--batch-size", type=int, help="the preset's if not given")
-    parser.add_argument("--samples", type=int, default=8192)
+    parser.add_argument("--samples", type=int, default=16_384)
     parser.add_argument("--epochs", type=int, default=3)
     parser.add_argument("--defense", default="none", choices=["none", "sign", "prune", "gauss"])
     parser.add_argument("--threads", type=int, help="torch's default if not given")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import fcntl
 import os
 import sys
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
     import torch
 
 __all__ = ["Compute", "acquire", "matmul_dtype", "memory_budget"]
+
+_M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # glibc's malloc.h
 
 _HELD: dict[str, IO[str]] = {}  # leases stay open, and so held, until the process ends
 
@@ -45,6 +48,7 @@ def acquire(*, threads: int | None, gpus: int = 0, wait_seconds: float = 3600.0)
     """
     import torch
 
+    _keep_freed_memory()
     if threads is not None:
         torch.set_num_threads(threads)
     # TF32 would round auxiliary gradients, and so flip small signs, where victims' are exact.
@@ -64,6 +68,20 @@ def acquire(*, threads: int | None, gpus: int = 0, wait_seconds: float = 3600.0)
             )
     device = torch.device("cpu")
     return Compute(device, matmul_dtype(device))
+
+
+def _keep_freed_memory() -> None:
+    """Make glibc keep what is freed, rather than hand every large tensor back to the system.
+
+    A training step allocates its gradients anew; without this, the system clears their
+    pages each time, which takes as long as the matrix products.
+    """
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (OSError, AttributeError, TypeError):
+        return  # another C library
+    mallopt(_M_MMAP_MAX, 0)
+    mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
 
 
 def matmul_dtype(device: torch.device) -> torch.dtype:
