@@ -80,7 +80,9 @@ wildcard_constraints:
 def heavy_threads() -> int:
     """A share of the cores: at least two heavy jobs, and one a GPU, run side by side."""
     cores = workflow.resource_settings.cores or 1
-    gpus = getattr(workflow.global_resources.get("gpu"), "value", None)  # None: not limited
+    gpus = getattr(
+        workflow.global_resources.get("gpu"), "value", None
+    )  # None: not limited
     return max(1, cores // max(2, gpus or 0))
 
 
