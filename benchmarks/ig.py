@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import tempfile
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -83,7 +84,12 @@ def main() -> None:
     for name in options.defense:
         observed = observe(name, options.victims, compute)
         together = rate(observed, options.victims, options.iterations, compute)
-        single = rate(observed.first(options.alone), 1, options.iterations, compute)
+        few = replace(
+            observed,
+            gradient=observed.gradient[: options.alone],
+            label=None if observed.label is None else observed.label[: options.alone],
+        )
+        single = rate(few, 1, options.iterations, compute)
         print(f"{name:10}{together:14,.0f}{single:16,.0f}{together / single:8.1f}", flush=True)
 
 

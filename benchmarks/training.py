@@ -15,6 +15,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -96,16 +97,17 @@ def rate_alone(
     seconds: float = 5.0,
 ) -> float:
     """Return the operations a second of the products of a step, run by themselves."""
-    device, calls = compute.device, []
+    device = compute.device
+    calls: list[Callable[[], torch.Tensor]] = []
     for inputs, outputs, by_input, by_weight in shapes:
         x = torch.randn(batch, inputs, device=device, dtype=dtype)
         w = torch.randn(outputs, inputs, device=device, dtype=dtype)
         g = torch.randn(batch, outputs, device=device, dtype=dtype)
-        calls.append(lambda x=x, w=w: x @ w.T)
+        calls.append(partial(torch.matmul, x, w.T))
         if by_input:
-            calls.append(lambda g=g, w=w: g @ w)
+            calls.append(partial(torch.matmul, g, w))
         if by_weight:
-            calls.append(lambda g=g, x=x: g.T @ x)
+            calls.append(partial(torch.matmul, g.T, x))
     step = timer(calls, compute)
     step()
     taken = [step()]
