@@ -67,7 +67,15 @@ def auxiliary_data(
         manifest=folder / "gradients.manifest.json",
         settings=StoreSettings(),
     )
-    return AuxiliaryData(store=store, image=image, views=1, defense=defense, layout=layout)
+    return AuxiliaryData(
+        store=store,
+        image=image,
+        label=label,
+        classes=int(label.max()) + 1,
+        views=1,
+        defense=defense,
+        layout=layout,
+    )
 
 
 def products(decoder: nn.Module) -> list[tuple[int, int, bool, bool]]:

@@ -8,12 +8,15 @@ import typer
 
 from lti.errors import LTIError
 from lti.stages.attack import run_attack
+from lti.stages.backbone import fetch_backbone
 from lti.stages.data import prepare_dataset, select_auxiliary, select_victims
 from lti.stages.draw import draw_reconstructions
 from lti.stages.fl_model import draw_fl_model
+from lti.stages.generator import train_generator
 from lti.stages.gradients import compute_gradients, observe
 from lti.stages.measure import measure_attack
 from lti.stages.summarise import summarise_experiment
+from lti.stages.tabulate import tabulate
 from lti.stages.train import train_inverter
 
 __all__ = ["app", "main"]
@@ -28,13 +31,16 @@ for stage in (
     prepare_dataset,
     select_auxiliary,
     select_victims,
+    fetch_backbone,
     draw_fl_model,
     compute_gradients,
     observe,
     train_inverter,
+    train_generator,
     run_attack,
     measure_attack,
     summarise_experiment,
+    tabulate,
     draw_reconstructions,
 ):
     app.command()(stage)

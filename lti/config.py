@@ -8,11 +8,13 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from lti.attacks import ATTACKS
+from lti.attacks import ATTACKS, Attack
+from lti.attacks.base import as_list
 from lti.data.dataset import DATASETS
 from lti.defenses import DEFENSES
 from lti.errors import LTIError
 from lti.fl_models import FL_MODELS
+from lti.generators import GENERATORS
 from lti.gradients.store_format import StoreSettings
 from lti.inverters import INVERTERS
 from lti.metrics import METRICS
@@ -61,6 +63,15 @@ class Experiment(_Section):
     picture_seed: int = Field(0, description="Root seed of the choice of the pictured victims.")
 
 
+class MetricRules(_Section):
+    """What is asked of the metrics, whatever the experiment."""
+
+    require: list[str] = Field(
+        default=[],
+        description="Metrics without which nothing is computed (those that need a download).",
+    )
+
+
 class Config(_Section):
     """The whole configuration."""
 
@@ -71,17 +82,26 @@ class Config(_Section):
     datasets: dict[str, dict[str, Any]] = Field(description="Data sets by identifier.")
     fl_models: dict[str, dict[str, Any]] = Field(description="FL models by identifier.")
     projections: dict[str, dict[str, Any]] = Field(
-        default={}, description="Projections of gradients, by FL model; default: identity."
+        default={"identity": {"use": "identity"}},
+        description="Projections of gradients by identifier.",
     )
     defenses: dict[str, dict[str, Any]] = Field(description="Defenses by identifier.")
     inverters: dict[str, dict[str, Any]] = Field(description="Inverters by identifier.")
+    generators: dict[str, dict[str, Any]] = Field(
+        default={}, description="Image priors, trained on the auxiliary set, by identifier."
+    )
     attacks: dict[str, dict[str, Any]] = Field(description="Attacks by identifier.")
+    metrics: MetricRules = Field(
+        default_factory=MetricRules, description="What is asked of the metrics."
+    )
     experiments: dict[str, Experiment] = Field(description="Experiments by identifier.")
 
 
 RULES = {
     *("all", "default", "draw_fl_model", "compute_gradients", "observe", "train_inverter"),
+    *("train_generator", "fetch_backbone", "tabulate_metric"),
     *("prepare_dataset", "select_auxiliary", "select_victims", "run_attack"),
+    *("table1", "table2", "table3", "table_mse", "figure3", "figure4"),
     *("measure_attack", "summarise_experiment", "draw_reconstructions"),
 }
 """Names that an experiment, which is a rule too, cannot have."""
@@ -92,6 +112,7 @@ SECTIONS: dict[str, Registry[Any]] = {
     "projections": PROJECTIONS,
     "defenses": DEFENSES,
     "inverters": INVERTERS,
+    "generators": GENERATORS,
     "attacks": ATTACKS,
 }
 
@@ -125,10 +146,10 @@ def parse_config(values: Mapping[str, Any]) -> Config:
         if key in RULES:
             problems.append(f"experiments.{key}: got the name of a rule; allowed: any other name")
         problems += _experiment_problems(config, f"experiments.{key}", experiment)
-    for key in config.projections:
-        problems += _unknown("projections", key, config.fl_models)
     for key, settings in config.attacks.items():
-        problems += _inverter_problems(config, f"attacks.{key}", settings)
+        problems += _attack_problems(config, f"attacks.{key}", settings)
+    for name in config.metrics.require:
+        problems += _unknown("metrics.require", name, METRICS)
     if problems:
         raise LTIError("\n".join(problems))
     return config
@@ -148,24 +169,50 @@ def _unknown(where: str, value: Any, known: Iterable[str]) -> Iterator[str]:
         yield f"{where}: got {value!r}; allowed: {', '.join(names)}"
 
 
-def _inverter_problems(config: Config, where: str, settings: dict[str, Any]) -> Iterator[str]:
-    if "inverter" in settings:
-        yield from _unknown(f"{where}.inverter", settings["inverter"], config.inverters)
-    choices = settings.get("inverter_for", {})
-    if not isinstance(choices, dict):
-        return  # the attack's own settings say so
-    for defense, inverter in choices.items():
-        yield from _unknown(f"{where}.inverter_for", defense, config.defenses)
-        yield from _unknown(f"{where}.inverter_for.{defense}", inverter, config.inverters)
+REFERENCES = {"inverter": "inverters", "projection": "projections", "generator": "generators"}
+"""Settings of attacks that name other entries, and the section of these."""
 
 
-def _mirror_problems(
-    config: Config, where: str, experiment: Experiment, attack: dict[str, Any]
-) -> Iterator[str]:
+def _attack_problems(config: Config, where: str, settings: dict[str, Any]) -> Iterator[str]:
+    """Check the names in an attack's settings and overrides; their types, the attack checks."""
+    overrides = settings.get("overrides", [])
+    if not isinstance(overrides, list) or not all(isinstance(o, dict) for o in overrides):
+        return
+    for values, place in [
+        (settings, where),
+        *((override, f"{where}.overrides[{n}]") for n, override in enumerate(overrides)),
+    ]:
+        for key, section in REFERENCES.items():
+            if key in values:
+                yield from _unknown(f"{place}.{key}", values[key], getattr(config, section))
+        when = values.get("when", {})
+        for axis, known in (("fl_model", config.fl_models), ("defense", config.defenses)):
+            for value in as_list(when.get(axis, [])) if isinstance(when, dict) else []:
+                yield from _unknown(f"{place}.when.{axis}", value, known)
+
+
+def _parsed_attacks(config: Config, names: Iterable[str]) -> Iterator[Attack]:
+    for name in sorted(set(names) & set(config.attacks)):
+        try:
+            yield ATTACKS.parse(config.attacks[name])
+        except LTIError:
+            continue  # said of the attack itself
+
+
+def _mirror_problems(config: Config, where: str, experiment: Experiment) -> Iterator[str]:
     """An inverter that asks for mirrored images needs their gradients."""
-    choices = attack.get("inverter_for", {})
-    named = [attack.get("inverter"), *(choices.values() if isinstance(choices, dict) else ())]
-    for name in sorted({n for n in named if isinstance(n, str)} & set(config.inverters)):
+    cells: list[dict[str, Any]] = [
+        {"fl_model": fl_model, "batch_size": batch_size, "defense": defense}
+        for fl_model in experiment.fl_models
+        for batch_size in experiment.batch_sizes
+        for defense in experiment.defenses
+    ]
+    named: set[Any] = {
+        getattr(attack.on(**cell), "inverter", None)
+        for attack in _parsed_attacks(config, experiment.attacks)
+        for cell in cells
+    }
+    for name in sorted(named & set(config.inverters)):
         try:
             inverter = INVERTERS.parse(config.inverters[name])
         except LTIError:
@@ -184,12 +231,12 @@ def _experiment_problems(config: Config, where: str, experiment: Experiment) -> 
             yield from _unknown(f"{where}.{axis}", value, getattr(config, axis))
     for value in experiment.metrics:
         yield from _unknown(f"{where}.metrics", value, METRICS)
-    for attack in set(experiment.attacks) & set(config.attacks):
-        yield from _mirror_problems(config, where, experiment, config.attacks[attack])
+    yield from _mirror_problems(config, where, experiment)
     for batch_size in experiment.batch_sizes:
-        if batch_size != 1:
+        if not 1 <= batch_size <= experiment.victims.size:
             yield (
-                f"{where}.batch_sizes: got {batch_size}; allowed: 1. Larger batches are not built."
+                f"{where}.batch_sizes: got {batch_size}; allowed: 1 to the number of victims, "
+                f"{experiment.victims.size}"
             )
     if experiment.pictured > experiment.victims.size:
         yield (

@@ -7,7 +7,7 @@ module turns a configuration into those identifiers and back into settings. A ru
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,8 +18,10 @@ from lti.defenses import DEFENSES
 from lti.errors import LTIError
 from lti.files import canonical_json
 from lti.fl_models import FL_MODELS
+from lti.generators import GENERATORS
 from lti.inverters import INVERTERS
-from lti.projections import PROJECTIONS, Projection
+from lti.metrics import METRICS
+from lti.projections import PROJECTIONS
 from lti.registry import Registry
 
 __all__ = ["Cell", "Plan"]
@@ -63,6 +65,7 @@ class Plan:
         self.projections = _parse(PROJECTIONS, config.projections, "projections")
         self.defenses = _parse(DEFENSES, config.defenses, "defenses")
         self.inverters = _parse(INVERTERS, config.inverters, "inverters")
+        self.generators = _parse(GENERATORS, config.generators, "generators")
         self.attacks = _parse(ATTACKS, config.attacks, "attacks")
         self.auxiliary: dict[str, tuple[str, Auxiliary]] = {}
         self.victims: dict[str, tuple[str, Victims]] = {}
@@ -75,6 +78,11 @@ class Plan:
                     f"expected one of them. Set `mirrored` alike, or use another seed."
                 )
             self.victims[victims_id(experiment)] = (experiment.dataset, experiment.victims)
+        self._metrics: dict[Cell, list[str]] = {}
+        for name, experiment in config.experiments.items():
+            for cell in self.cells(name):
+                known = self._metrics.setdefault(cell, [])
+                known += [metric for metric in experiment.metrics if metric not in known]
 
     def cells(self, name: str) -> Iterator[Cell]:
         """Yield an experiment's cells, in the order of its lists."""
@@ -84,7 +92,7 @@ class Plan:
                 for defense in experiment.defenses:
                     for attack in experiment.attacks:
                         suffix = ""
-                        if self.attacks[attack].needs_inverter:
+                        if self.attacks[attack].needs:
                             suffix = "@" + auxiliary_id(experiment)
                         yield Cell(
                             experiment.dataset,
@@ -108,12 +116,31 @@ class Plan:
                 f"unknown experiment {name!r}; known: {', '.join(sorted(self.config.experiments))}"
             ) from None
 
-    def stored_defense(self, defense: str) -> str:
+    def stored_defense(self, defense: str, batch_size: int) -> str:
         """Return the defense whose gradient store a defense reads.
 
-        Defenses whose deterministic part changes nothing share the store ``undefended``.
+        Defenses whose deterministic part changes nothing share the store ``undefended``; so
+        do those that wait for the mean of a batch.
         """
-        return UNDEFENDED if self.defenses[defense].is_deterministic_identity else defense
+        settings = self.defenses[defense]
+        undefended = settings.is_deterministic_identity or settings.waits_for_mean(batch_size)
+        return UNDEFENDED if undefended else defense
+
+    def stored_projection(self, projection: str, defense: str, batch_size: int) -> str:
+        """Return the projection that the rows of a gradient store went through.
+
+        The identity where a defense, which comes before the projection, still is to be
+        applied; an identifier, as it stands in the configuration.
+        """
+        if not self.defenses[defense].waits_for_mean(batch_size):
+            return projection
+        for key, entry in self.projections.items():
+            if entry.name == "identity":
+                return key
+        raise LTIError(
+            f"defenses.{defense}: got defense_at 'batch', which needs unprojected gradients of "
+            f"the auxiliary set; expected an entry of `projections` that uses identity. Add one."
+        )
 
     def stored_defense_settings(self, stored: str) -> str:
         """Return the settings, as JSON, of the defense that a store's rows went through."""
@@ -130,25 +157,24 @@ class Plan:
         name: str = "none" if stored == UNDEFENDED else self.defenses[stored].name
         return name
 
-    def projection(self, fl_model: str) -> Projection:
-        """Return what an FL model's gradients go through before an inverter sees them."""
-        projection: Projection = self.projections.get(fl_model) or PROJECTIONS["identity"]()
-        return projection
-
-    def attack_on(self, attack: str, defense: str) -> Attack:
-        """Return an attack with the settings that it uses against a defense."""
-        settings: Attack = self.attacks[attack].against(defense)
+    def attack_on(self, attack: str, *, fl_model: str, batch_size: int, defense: str) -> Attack:
+        """Return an attack with the settings that it uses on a cell."""
+        settings: Attack = self.attacks[attack].on(
+            fl_model=fl_model, batch_size=batch_size, defense=defense
+        )
         return settings
 
     def victims_of(self, experiment: str) -> str:
         """Return the identifier of an experiment's victims."""
         return victims_id(self.experiment(experiment))
 
-    @property
-    def metrics(self) -> list[str]:
-        """Every metric that some experiment asks for; they share the rows of a cell."""
-        lists = [experiment.metrics for experiment in self.config.experiments.values()]
-        return list(dict.fromkeys(name for metrics in lists for name in metrics))
+    def backbones(self, metrics: Iterable[str]) -> list[str]:
+        """Return the pretrained networks that metrics need."""
+        return sorted({METRICS[name].backbone for name in metrics} - {""})
+
+    def metrics_of(self, **cell: Any) -> list[str]:
+        """Return every metric that some experiment asks for on a cell, which they share."""
+        return self._metrics[Cell(**cell)]
 
 
 def auxiliary_id(experiment: Experiment) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -23,6 +24,7 @@ from lti.inverters import inputs as inputs_module
 from lti.inverters.decoder import image_components
 from lti.inverters.encoder import GradientEncoder, encoder_statistics, factor_features
 from lti.inverters.inputs import AuxiliaryData, TrainingInputs, targets
+from lti.inverters.network import RawGradient
 from lti.inverters.train import train_inverter
 from lti.inverters.trained import TrainedInverter
 from lti.progress import Progress
@@ -108,7 +110,7 @@ def test_standardised_inputs_have_no_mean_and_unit_variance():
     statistics = encoder_statistics(LAYOUT, in_blocks(gradient), power=0)
     encoder = GradientEncoder(LAYOUT, statistics)
     encoded = encoder(gradient)
-    assert encoded.shape == (500, encoder.width) == (500, 83)
+    assert encoded.shape == (500, encoder.shared_width) == (500, 83)
     assert float(encoded.mean(dim=0).abs().max()) < 0.02  # not 0: beyond 8 they are clamped
     deviation = encoded.std(dim=0, unbiased=False)
     torch.testing.assert_close(deviation, torch.ones(83), rtol=0.03, atol=0)
@@ -236,7 +238,15 @@ def auxiliary(lenet, photos, tmp_path_factory):
                 manifest=folder / "g.json",
                 settings=StoreSettings(chunk_mib=0.25, shard_mib=2),
             )
-            made[key] = AuxiliaryData(store, image, 2, defense, ParameterLayout.of(lenet.network))
+            made[key] = AuxiliaryData(
+                store=store,
+                image=image,
+                label=label,
+                classes=10,
+                views=2,
+                defense=defense,
+                layout=ParameterLayout.of(lenet.network),
+            )
         return made[key]
 
     return make
@@ -391,7 +401,7 @@ def drawn(monkeypatch):
     def epoch(self, *args, **options):
         for index, batch in original(self, *args, **options):
             assert len(index) == len(batch)
-            seen.append(index.clone())
+            seen.append(index[:, 0].clone())
             yield index, batch
 
     monkeypatch.setattr(TrainingInputs, "epoch", epoch)
@@ -441,13 +451,13 @@ def test_inputs_and_targets_belong_together(auxiliary, lenet, defense, memory_mi
     """The gradient of a batch's target is the row that the input was made of."""
     data = auxiliary(defense, **({"sigma": 1e-6} if defense == "gauss" else {}))
     rows = range(2 * (SAMPLES - HELD))
-    inputs = TrainingInputs(data, rows, encoder=nn.Identity(), compute=CPU, memory_mib=memory_mib)
+    inputs = TrainingInputs(data, rows, encoder=RawGradient(), compute=CPU, memory_mib=memory_mib)
     gradients = per_sample_gradient_function(*lenet)
     labels = 0
     for index, batch in inputs.epoch(32, seed=derive_seed(0, "x"), mirrored=True):
-        target = targets(data.image, index, 2)
+        target = targets(data.image, index, 2)[:, 0]
         # The store's own rows, and the gradients for whichever label fits best.
-        stored = torch.cat([data.store.rows(i, i + 1) for i in index.tolist()])
+        stored = torch.cat([data.store.rows(i, i + 1) for i in index[:, 0].tolist()])
         torch.testing.assert_close(batch, stored, rtol=0, atol=1e-4)
         all_labels = torch.stack(
             [gradients(target, torch.full((len(target),), label)) for label in range(10)]
@@ -475,7 +485,7 @@ def test_a_held_out_error_that_is_not_finite_is_an_error_too(auxiliary, tmp_path
 
 def test_a_store_of_another_auxiliary_set_is_refused(auxiliary, tmp_path):
     data = auxiliary()
-    less = AuxiliaryData(data.store, data.image[:-1], 2, data.defense, data.layout)
+    less = replace(data, image=data.image[:-1])
     with pytest.raises(LTIError, match=r"144 rows for 71 samples in 2 views; expected 142"):
         train(preset(), less, tmp_path)
     few = write_store(
@@ -486,8 +496,8 @@ def test_a_store_of_another_auxiliary_set_is_refused(auxiliary, tmp_path):
         compute=lambda start, stop: torch.ones(stop - start, 15_826),
         manifest=tmp_path / "g.json",
     )
-    few_data = AuxiliaryData(few, data.image[:8], 1, data.defense, data.layout)
-    with pytest.raises(LTIError, match="8 auxiliary samples; expected more than 8"):
+    few_data = replace(data, store=few, image=data.image[:8], views=1)
+    with pytest.raises(LTIError, match="8 auxiliary samples; expected at least 9"):
         train(preset(), few_data, tmp_path)
 
 

@@ -66,6 +66,7 @@ def test_registry_states_label_unit_and_direction():
     assert stated["psnr"] == ("higher", "dB")
     assert stated["ssim"] == ("higher", "")
     assert METRICS["psnr"].label == "PSNR (dB)"
+    assert {METRICS[name].direction for name in METRICS if "lpips" in name} == {"lower"}
 
 
 def test_values_known_by_hand():
@@ -181,6 +182,17 @@ def test_names_that_pandas_takes_for_missing_survive(tmp_path):
     assert set(again["auxiliary"]) == {""}
 
 
+def test_a_metric_that_cannot_be_had_survives_as_an_empty_column(tmp_path):
+    frame = rows(n=4).assign(lpips=np.nan)
+    write_metrics(tmp_path / "metrics.csv", frame)
+    assert (tmp_path / "metrics.csv").read_text().splitlines()[1].endswith(",")
+    again = read_metrics(tmp_path / "metrics.csv")
+    assert again["lpips"].dtype == float
+    assert again["lpips"].isna().all()
+    write_metrics(tmp_path / "again.csv", again)
+    assert (tmp_path / "again.csv").read_bytes() == (tmp_path / "metrics.csv").read_bytes()
+
+
 def _broken(data, found, run, what):
     if what == "nan":
         found["reconstruction"][1, 0, 0, 0, 0] = np.nan
@@ -272,6 +284,18 @@ def test_columns_that_only_other_runs_have_do_not_change_a_number():
     among = summarise([rows(defense="none"), sized])
     among = among[among["defense"] == "sign"].reset_index(drop=True)
     assert_frame_equal(alone, among, check_exact=True)
+
+
+def test_a_metric_that_cannot_be_had_has_empty_rows_where_it_was_asked_for():
+    asked, other = rows().assign(lpips=np.nan), rows(attack="ig", variant="ig", auxiliary="")
+    summary = summarise([asked, other])
+    (row,) = summary[summary["metric"] == "lpips"].to_dict("records")
+    assert row["attack"] == "lti"
+    assert row["n"] == 12
+    assert np.isnan([row["mean"], row["low"], row["high"]]).all()
+    alone = summarise(rows())
+    kept = summary[(summary["metric"] != "lpips") & (summary["attack"] == "lti")]
+    assert_frame_equal(kept.reset_index(drop=True), alone, check_exact=True)
 
 
 def test_batches_are_resampled_whole():

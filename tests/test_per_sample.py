@@ -7,16 +7,22 @@ import copy
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import nn
 from torch.nn import functional
 
 from lti.data import LabelledImages, write_selection
+from lti.defenses import DEFENSES
 from lti.errors import LTIError
 from lti.files import canonical_json, read_json, write_tensors
 from lti.fl_models import FL_MODELS, load_fl_model, save_fl_model
+from lti.gradients import per_sample
 from lti.gradients.layout import LinearBlock, ParameterLayout
-from lti.gradients.per_sample import per_sample_gradient_function
+from lti.gradients.per_sample import block_rows, even_blocks, per_sample_gradient_function
 from lti.gradients.store import GradientStore
+from lti.projections import PROJECTIONS
+from lti.seeding import torch_generator
 from lti.stages.gradients import compute_gradients, observe
 
 LENET_SHAPES = {
@@ -235,3 +241,97 @@ def test_a_batch_is_defended_sample_by_sample_and_then_averaged(files, lenet):
     signs = per_sample_gradient_function(*lenet)(x, torch.from_numpy(selection.label)).sign()
     expected = torch.stack([(signs[0] + signs[1]) / 2, (signs[2] + signs[3]) / 2])
     assert float((store.rows(0, 2) == expected).float().mean()) > 0.9999
+
+
+@given(start=st.integers(0, 50), size=st.integers(1, 300), most=st.integers(1, 40))
+def test_blocks_are_even_and_cover_the_range(start, size, most):
+    blocks = list(even_blocks(start, start + size, most))
+    assert [i for first, last in blocks for i in range(first, last)] == [
+        *range(start, start + size)
+    ]
+    sizes = [last - first for first, last in blocks]
+    assert max(sizes) <= most and max(sizes) - min(sizes) <= 1
+    assert len(blocks) == -(-size // most)
+
+
+def test_a_block_and_the_parts_that_it_is_joined_from_stay_below_64_mib():
+    assert block_rows(269_722) == 31 and block_rows(15_826) == 530
+    for parameters in (1, 15_826, 269_722, 1_100_832):
+        assert 2 * 4 * parameters * block_rows(parameters) <= 64 * 2**20
+    assert block_rows(100_000_000) == 1
+
+
+@pytest.fixture
+def computed(monkeypatch):
+    """Blocks of two LeNet gradients; how many samples the stages gave at once."""
+    sizes = []
+
+    def spied(model, network):
+        gradients = per_sample_gradient_function(model, network)
+
+        def spy(x, label):
+            sizes.append(len(x))
+            return gradients(x, label)
+
+        return spy
+
+    monkeypatch.setattr(per_sample, "per_sample_gradient_function", spied)
+    monkeypatch.setattr(per_sample, "BLOCK_BYTES", 2 * 4 * 15_826)
+    return sizes
+
+
+@pytest.mark.parametrize("projection", [{"use": "identity"}, {"use": "hash", "ratio": 0.01}])
+def test_auxiliary_gradients_are_computed_in_bounded_blocks(files, lenet, computed, projection):
+    folder, selection = files
+    compute_gradients(
+        auxiliary=folder / "images.safetensors",
+        fl_model=folder / "m.safetensors",
+        defense='{"use": "none"}',
+        projection=canonical_json(projection),
+        output=folder / "g.zarr",
+        manifest=folder / "g.json",
+        threads=1,
+    )
+    assert sorted(computed) == [1, 2, 2]
+    store = GradientStore.open(folder / "g.zarr", folder / "g.json")
+    x = torch.from_numpy(selection.image).float() / 255
+    rows = per_sample_gradient_function(*lenet)(x, torch.from_numpy(selection.label))
+    expected = PROJECTIONS.parse(projection).project(rows, layout=ParameterLayout.of(lenet.network))
+    assert float((store.rows(0, 5) - expected).norm() / expected.norm()) < 1e-3
+
+
+@pytest.mark.parametrize(
+    ("batch_size", "sizes"), [(1, [1, 2, 2]), (2, [2, 2]), (4, [2, 2]), (5, [1, 2, 2])]
+)
+@pytest.mark.parametrize("defense_at", ["sample", "batch"])
+@pytest.mark.parametrize("use", ["prune", "gauss"])
+def test_what_is_observed_is_defended_and_averaged_batch_by_batch(
+    files, lenet, computed, use, defense_at, batch_size, sizes
+):
+    folder, selection = files
+    observe(
+        victims=folder / "images.safetensors",
+        fl_model=folder / "m.safetensors",
+        defense=canonical_json({"use": use, "defense_at": defense_at}),
+        batch_size=batch_size,
+        seed=7,
+        output=folder / "o.zarr",
+        manifest=folder / "o.json",
+        threads=1,
+    )
+    assert sorted(computed) == sizes
+    observed = GradientStore.open(folder / "o.zarr", folder / "o.json").rows(0, 5 // batch_size)
+    x = torch.from_numpy(selection.image).float() / 255
+    rows = per_sample_gradient_function(*lenet)(x, torch.from_numpy(selection.label))
+    defense = DEFENSES[use](defense_at=defense_at)
+    for number, row in enumerate(observed):
+        generator = torch_generator(7, "observe", use, number)
+        batch = rows[number * batch_size : (number + 1) * batch_size]
+        if defense_at == "batch":
+            expected = defense.defend(batch.mean(dim=0, keepdim=True), generator=generator)[0]
+        else:
+            # A batch larger than a block draws its noise block by block.
+            parts = [batch[slice(*block)] for block in even_blocks(0, batch_size, 2)]
+            defended = [defense.defend(part, generator=generator) for part in parts]
+            expected = torch.cat(defended).mean(dim=0)
+        torch.testing.assert_close(row, expected, rtol=1e-4, atol=1e-5)

@@ -8,13 +8,21 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lti.compute import Compute
+from lti.defenses import DEFENSES
+from lti.errors import LTIError
 from lti.gradients.layout import ParameterLayout
 from lti.inverters import INVERTERS
+from lti.inverters.base import Task
 from lti.inverters.encoder import GradientEncoder, encoder_statistics
 from lti.inverters.trained import TrainedInverter
 from lti.projections import PROJECTIONS
 
 LAYOUT = ParameterLayout(("linear.weight", "linear.bias", "scale"), ((4, 6), (4,), (12,)))
+
+
+def flat(parameters: int) -> ParameterLayout:
+    """A layout of one nameless parameter."""
+    return ParameterLayout(("all",), ((parameters,),))
 
 
 def matrix(bins: torch.Tensor, size: int) -> torch.Tensor:
@@ -35,17 +43,83 @@ def matrix(bins: torch.Tensor, size: int) -> torch.Tensor:
 def test_hashing_is_a_product_with_a_dense_matrix(parameters, ratio, seed, rows):
     hashing = PROJECTIONS["hash"](ratio=ratio, seed=seed)
     gradient = torch.randn(rows, parameters, generator=torch.Generator().manual_seed(seed))
-    dense = matrix(hashing.bins(parameters), hashing.size(parameters))
+    layout = flat(parameters)
+    size = max(1, round(parameters * ratio))
+    dense = matrix(hashing.bins(layout), size)
     expected = gradient.double() @ dense
-    torch.testing.assert_close(hashing.project(gradient).double(), expected, rtol=1e-5, atol=1e-5)
-    counts = hashing.counts(parameters)
-    assert counts.tolist() == dense.sum(dim=0).tolist()
+    hashed = hashing.project(gradient, layout=layout)
+    torch.testing.assert_close(hashed.double(), expected, rtol=1e-5, atol=1e-5)
+    assert torch.equal(hashing.project(gradient, layout=layout), hashed)
+    assert hashing.counts(layout).tolist() == dense.sum(dim=0).tolist()
+    assert hashing.layout(layout) == ParameterLayout(("hashed",), ((size,),))
+
+
+def test_a_row_is_hashed_alike_alone_and_among_others_on_any_number_of_threads():
+    hashing = PROJECTIONS["hash"](ratio=0.06)
+    gradient = torch.randn(9, 50_000, generator=torch.Generator().manual_seed(0))
+    layout = flat(50_000)
+    together = hashing.project(gradient, layout=layout)
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(2)
+        assert torch.equal(hashing.project(gradient, layout=layout), together)
+    finally:
+        torch.set_num_threads(threads)
+    alone = torch.cat([hashing.project(row[None], layout=layout) for row in gradient])
+    assert torch.equal(alone, together)
+
+
+@pytest.mark.parametrize(
+    ("names", "shapes", "weight", "bias", "rest"),
+    [
+        # Last in the network, and before a parameter that is no linear layer's.
+        (
+            ("first.weight", "first.bias", "last.weight", "last.bias"),
+            ((5, 2), (5,), (3, 5), (3,)),
+            slice(15, 30),
+            slice(30, 33),
+            list(range(15)),
+        ),
+        (
+            ("last.bias", "scale", "last.weight", "conv.weight"),
+            ((3,), (4,), (3, 5), (2, 2, 3)),
+            slice(7, 22),
+            slice(0, 3),
+            [*range(3, 7), *range(22, 34)],
+        ),
+    ],
+)
+def test_the_last_linear_layer_can_be_kept_behind_the_bins(names, shapes, weight, bias, rest):
+    layout = ParameterLayout(names, shapes)
+    hashing = PROJECTIONS["hash"](ratio=0.4, seed=2, keep_head=True)
+    bins = round(len(rest) * 0.4)
+    projected = hashing.layout(layout)
+    assert projected.names == ("hashed", "last.weight", "last.bias")
+    assert projected.shapes == ((bins,), (3, 5), (3,))
+    (block,) = projected.linear_blocks()
+    gradient = torch.randn(4, layout.total, generator=torch.Generator().manual_seed(1))
+    result = hashing.project(gradient, layout=layout)
+    assert result.shape == (4, bins + 18)
+    assert torch.equal(result[:, block.weight], gradient[:, weight])
+    assert torch.equal(result[:, block.bias], gradient[:, bias])
+    place = hashing.bins(layout)[rest]
+    assert int(place.max()) < bins
+    expected = gradient[:, rest].double() @ matrix(place, bins)
+    torch.testing.assert_close(result[:, :bins].double(), expected, rtol=1e-5, atol=1e-5)
+    counts = hashing.counts(layout)
+    assert counts[:bins].sum() == len(rest) and counts[bins:].tolist() == [1] * 18
+
+
+def test_a_network_without_a_head_cannot_keep_it():
+    hashing = PROJECTIONS["hash"](keep_head=True)
+    with pytest.raises(LTIError, match=r"no linear layer with a bias; its parameters are all\."):
+        hashing.project(torch.zeros(1, 4), layout=flat(4))
 
 
 def test_bins_are_of_the_seed_and_are_spread():
-    first, again = (PROJECTIONS["hash"](ratio=0.5, seed=3).bins(10_000) for _ in range(2))
+    first, again = (PROJECTIONS["hash"](ratio=0.5, seed=3).bins(flat(10_000)) for _ in range(2))
     assert torch.equal(first, again)
-    assert not torch.equal(first, PROJECTIONS["hash"](ratio=0.5, seed=4).bins(10_000))
+    assert not torch.equal(first, PROJECTIONS["hash"](ratio=0.5, seed=4).bins(flat(10_000)))
     # 10,000 coordinates in 5,000 bins: a bin stays empty with probability exp(-2).
     empty = 1 - len(first.unique()) / 5_000
     assert empty == pytest.approx(torch.exp(torch.tensor(-2.0)).item(), abs=0.02)
@@ -54,23 +128,21 @@ def test_bins_are_of_the_seed_and_are_spread():
 def test_identity_keeps_all():
     identity = PROJECTIONS["identity"]()
     gradient = torch.randn(3, LAYOUT.total)
-    assert identity.project(gradient) is gradient
+    assert identity.project(gradient, layout=LAYOUT) is gradient
     assert identity.layout(LAYOUT) == LAYOUT
-    assert identity.counts(LAYOUT.total) is None
+    assert identity.counts(LAYOUT) is None
 
 
 def test_noise_after_hashing_has_the_variance_of_noise_before_it():
-    from lti.defenses import DEFENSES
-
     hashing, gauss = PROJECTIONS["hash"](ratio=0.3), DEFENSES["gauss"](sigma=0.2)
     zeros = torch.zeros(40_000, 20)
-    before = hashing.project(
-        gauss.randomise(zeros, generator=torch.Generator().manual_seed(0))
-    ).var(dim=0)
+    layout = flat(20)
+    noisy = gauss.randomise(zeros, generator=torch.Generator().manual_seed(0))
+    before = hashing.project(noisy, layout=layout).var(dim=0)
     after = gauss.randomise(
-        hashing.project(zeros),
+        hashing.project(zeros, layout=layout),
         generator=torch.Generator().manual_seed(1),
-        counts=hashing.counts(20),
+        counts=hashing.counts(layout),
     ).var(dim=0)
     torch.testing.assert_close(after, before, rtol=0.05, atol=1e-6)
 
@@ -78,21 +150,20 @@ def test_noise_after_hashing_has_the_variance_of_noise_before_it():
 def test_an_inverter_takes_whole_gradients_and_hashes_them_itself(tmp_path):
     hashing = PROJECTIONS["hash"](ratio=0.5)
     gradient = torch.randn(64, LAYOUT.total)
-    hashed = hashing.project(gradient)
+    hashed = hashing.project(gradient, layout=LAYOUT)
     layout = hashing.layout(LAYOUT)
     assert layout.total == 20 == hashed.shape[1]
     statistics = encoder_statistics(layout, lambda: iter([hashed]), power=0.5)
     assert GradientEncoder(layout, statistics)(hashed).isfinite().all()
 
     preset = INVERTERS["paper"](hidden=8)
+    task = Task(layout, (3, 32, 32), batch_size=1, classes=10)
     compute = Compute(torch.device("cpu"), torch.float32)
-    from lti.defenses import DEFENSES
-
     trained = TrainedInverter(
         preset,
+        task,
         LAYOUT,
-        (3, 32, 32),
-        network=preset.network(layout, (3, 32, 32), {}),
+        network=preset.network(task, {}),
         defense=DEFENSES["none"](),
         projection=hashing,
         fl_model_digest="0" * 16,

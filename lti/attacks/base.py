@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from pydantic import Field
+from pydantic import Field, ValidationError, field_validator, model_validator
 
 from lti.errors import LTIError
-from lti.registry import Registry, Settings
+from lti.registry import Registry, Settings, describe_validation_error
 
 if TYPE_CHECKING:
     import torch
@@ -21,7 +22,13 @@ if TYPE_CHECKING:
     from lti.fl_models import FLModel
     from lti.progress import Progress
 
-__all__ = ["ATTACKS", "Attack", "Observations"]
+__all__ = ["ATTACKS", "AXES", "Attack", "Need", "Observations", "Reconstruction", "as_list"]
+
+Need = Literal["inverter", "generator", "gradients"]
+"""What is made from auxiliary data: a network, an image prior, or the gradients themselves."""
+
+AXES = ("fl_model", "batch_size", "defense")
+"""What settings may depend on."""
 
 
 @dataclass(frozen=True)
@@ -60,26 +67,86 @@ class Observations:
             )
 
 
+@dataclass(frozen=True)
+class Reconstruction:
+    """What an attack made of the observations."""
+
+    sample: torch.Tensor
+    """``(n, batch_size, *sample_shape)`` float32 in [0, 1], on the CPU; the order inside a
+    batch is the attack's own."""
+    objective: torch.Tensor | None = None
+    """``(n, t)`` float32: what an optimisation attack minimised, over time."""
+    step: torch.Tensor | None = None
+    """``(t,)`` int64: the steps at which the objective was recorded."""
+
+
 class Attack(Settings):
     """Base of all attacks."""
 
-    needs_inverter: ClassVar[bool] = False
-    """True where the attack needs a network trained on auxiliary data."""
+    needs: ClassVar[tuple[Need, ...]] = ()
 
     victims: int | None = Field(
         None, ge=1, description="Attack only the first so many victim batches; null: all."
     )
+    overrides: list[dict[str, Any]] = Field(
+        default=[],
+        description=(
+            "Other settings for some cells: `when` names FL models, batch sizes or defenses (one "
+            "or a list each), the other keys are settings. Later entries win."
+        ),
+    )
 
-    def against(self, defense: str) -> Attack:
-        """Return the attack with the settings that it uses against a defense (its key)."""
+    @field_validator("overrides")
+    @classmethod
+    def _check_when(cls, overrides: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        for override in overrides:
+            when = override.get("when")
+            if not (isinstance(when, dict) and when and set(when) <= set(AXES)):
+                raise ValueError(f"`when` is {when!r}; expected some of {', '.join(AXES)}")
+            if "overrides" in override:
+                raise ValueError("an override holds `overrides`; expected settings only")
+        return overrides
+
+    @model_validator(mode="after")
+    def _check_overrides(self) -> Attack:
+        for override in self.overrides:
+            try:
+                self._changed(override)
+            except ValidationError as error:
+                raise ValueError(
+                    describe_validation_error(error, where="override", model=type(self))
+                ) from None
         return self
 
-    def load_inverter(self, path: Path, *, compute: Compute) -> Any:
-        """Read the inverter; only where ``needs_inverter``.
+    def _changed(self, override: Mapping[str, Any]) -> Attack:
+        settings = {key: value for key, value in override.items() if key != "when"}
+        return type(self).model_validate({**self.model_dump(), "overrides": [], **settings})
 
-        Here rather than in the stage, so that other attacks do not depend on inverters' code.
+    def on(self, *, fl_model: str, batch_size: int, defense: str) -> Attack:
+        """Return the attack with the settings that it uses on a cell, overrides applied.
+
+        Args:
+            fl_model: its key in the configuration.
+            batch_size: samples per client batch.
+            defense: its key in the configuration.
         """
-        raise NotImplementedError(f"attack {self.name} needs no inverter")
+        cell = {"fl_model": fl_model, "batch_size": batch_size, "defense": defense}
+        result = self.model_copy(update={"overrides": []})
+        for override in self.overrides:
+            if all(cell[axis] in as_list(value) for axis, value in override["when"].items()):
+                result = result._changed(override)
+        return result
+
+    def load(self, files: Mapping[str, Path], *, compute: Compute) -> Any:
+        """Read what the attack ``needs``, for ``reconstruct``.
+
+        Here rather than in the stage, so that other attacks do not depend on this one's code.
+
+        Args:
+            files: ``inverter``; ``generator``; ``gradients``, ``manifest`` and ``auxiliary``.
+            compute: where to run.
+        """
+        return None
 
     @abstractmethod
     def reconstruct(
@@ -90,8 +157,8 @@ class Attack(Settings):
         seed: int,
         progress: Progress,
         checkpoints: Path,
-        inverter: Any = None,
-    ) -> torch.Tensor:
+        knowledge: Any = None,
+    ) -> Reconstruction:
         """Return the reconstructions.
 
         Args:
@@ -100,14 +167,21 @@ class Attack(Settings):
             seed: root of the attack's own draws.
             progress: told of every step.
             checkpoints: a folder for resuming; need not exist.
-            inverter: a :class:`lti.inverters.TrainedInverter` where ``needs_inverter``.
-
-        Returns:
-            ``(n, batch_size, *sample_shape)`` float32 in [0, 1], on the CPU; the order
-            inside a batch is the attack's own.
+            knowledge: what ``load`` returned.
         """
 
 
+def as_list(value: Any) -> list[Any]:
+    """Return a list as it is, and any other value as a list of one."""
+    return value if isinstance(value, list) else [value]
+
+
 ATTACKS: Registry[Attack] = Registry(
-    "attacks", modules={"ig": "lti.attacks.ig", "lti": "lti.attacks.lti"}
+    "attacks",
+    modules={
+        "gi-gip": "lti.attacks.gi_gip",
+        "ig": "lti.attacks.ig",
+        "lti": "lti.attacks.lti",
+        "nearest": "lti.attacks.nearest",
+    },
 )

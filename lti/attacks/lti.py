@@ -2,46 +2,41 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
 
-from lti.attacks.base import ATTACKS, Attack, Observations
+from lti.attacks.base import ATTACKS, Attack, Observations, Reconstruction
 from lti.errors import LTIError
 from lti.fl_models import network_digest
 
 if TYPE_CHECKING:
-    import torch
-
     from lti.compute import Compute
+    from lti.defenses import Defense
     from lti.inverters.trained import TrainedInverter
     from lti.progress import Progress
 
 __all__ = ["LearningToInvert"]
+
+ROWS = 512  # observations inverted at once; bounds the memory
 
 
 @ATTACKS.register("lti", source="Wu et al. 2023, section 4")
 class LearningToInvert(Attack):
     """Apply the inverter to what the server received."""
 
-    needs_inverter = True
+    needs = ("inverter",)
 
     inverter: str = Field(description="A key of `inverters`.")
-    inverter_for: dict[str, str] = Field(
-        default={}, description="Keys of `inverters` for some defenses, by the defense's key."
-    )
+    projection: str = Field("identity", description="A key of `projections`.")
 
-    def against(self, defense: str) -> LearningToInvert:
-        """Return the attack with the inverter that it uses against a defense."""
-        inverter = self.inverter_for.get(defense, self.inverter)
-        return self.model_copy(update={"inverter": inverter, "inverter_for": {}})
-
-    def load_inverter(self, path: Path, *, compute: Compute) -> TrainedInverter:
+    def load(self, files: Mapping[str, Path], *, compute: Compute) -> TrainedInverter:
         """Read the inverter."""
         from lti.inverters.trained import TrainedInverter
 
-        return TrainedInverter.load(path, compute=compute)
+        return TrainedInverter.load(files["inverter"], compute=compute)
 
     def reconstruct(
         self,
@@ -51,26 +46,38 @@ class LearningToInvert(Attack):
         seed: int,
         progress: Progress,
         checkpoints: Path,
-        inverter: Any = None,
-    ) -> torch.Tensor:
+        knowledge: Any = None,
+    ) -> Reconstruction:
         """Return the inverter's output (see :class:`lti.attacks.Attack`).
 
         Raises:
-            LTIError: the inverter was trained against another defense or FL model.
+            LTIError: the inverter was trained against another defense, FL model or batch size.
         """
         import torch
 
-        expected = (observations.defense, network_digest(observations.network))
-        if (inverter.defense, inverter.fl_model_digest) != expected:
+        inverter: TrainedInverter = knowledge
+        got = (inverter.defense, inverter.fl_model_digest, inverter.batch_size)
+        expected = (
+            observations.defense,
+            network_digest(observations.network),
+            observations.batch_size,
+        )
+        if got != expected:
             raise LTIError(
-                f"the inverter was trained against {inverter.defense.canonical()} on FL model "
-                f"{inverter.fl_model_digest}; the observations are of "
-                f"{expected[0].canonical()} and {expected[1]}. Train one for them."
+                f"the inverter was trained against {_told(*got)}; the observations are of "
+                f"{_told(*expected)}. Train one for them."
             )
 
-        progress.start(total=len(observations.gradient), unit="victims")
+        progress.start(total=len(observations.gradient), unit="batches")
         parts = []
-        for rows in observations.gradient.split(512):
-            parts.append(inverter.invert(rows.to(compute.device)).clamp(0, 1).cpu())
-            progress.advance(len(rows))
-        return torch.cat(parts)
+        for start in range(0, len(observations.gradient), ROWS):
+            rows = slice(start, start + ROWS)
+            label = None if observations.label is None else observations.label[rows]
+            output = inverter.invert(observations.gradient[rows], label)
+            parts.append(output.clamp(0, 1).cpu())
+            progress.advance(len(output))
+        return Reconstruction(torch.cat(parts))
+
+
+def _told(defense: Defense, digest: str | None, batch_size: int) -> str:
+    return f"{defense.canonical()} on FL model {digest} with batches of {batch_size}"

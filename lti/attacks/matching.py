@@ -1,20 +1,36 @@
-"""Distances between dummy gradients and what was received, per defense.
+"""How gradient matching compares dummy samples with what was received, per defense.
 
-Source: Wu et al. 2023, supplement A, on top of Geiping et al. 2020 (cosine distance).
-All take a dummy gradient and an observation, both ``(b, p)``, and return ``(b,)``.
+Source: Wu et al. 2023, supplement A, on top of Geiping et al. 2020 (cosine distance). A
+problem is one victim batch. The distances take a dummy gradient and an observation, both
+``(n, p)``, and return ``(n,)``.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
+
+from lti.errors import LTIError
 
 if TYPE_CHECKING:
     import torch
+    from torch import nn
 
+    from lti.defenses import Defense
     from lti.defenses.base import Matching
+    from lti.fl_models import FLModel
 
-__all__ = ["cosine_distance", "matching_distance", "nonzero_cosine_distance", "sign_hinge"]
+__all__ = [
+    "MatchingObjective",
+    "cosine_distance",
+    "group_gradient_function",
+    "matching_objective",
+    "nonzero_cosine_distance",
+    "sign_hinge",
+]
+
+MatchingObjective: TypeAlias = "Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]"
+"""From samples ``(n, B, ...)``, labels ``(n, B)`` and observations ``(n, p)`` to ``(n,)``."""
 
 
 def cosine_distance(gradient: torch.Tensor, observed: torch.Tensor) -> torch.Tensor:
@@ -34,13 +50,63 @@ def nonzero_cosine_distance(gradient: torch.Tensor, observed: torch.Tensor) -> t
     return cosine_distance(gradient * (observed != 0), observed)
 
 
-def matching_distance(
-    matching: Matching,
+def group_gradient_function(
+    model: FLModel, network: nn.Module
 ) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:
-    """Return the distance that a defense's ``matching`` names (batch size 1)."""
+    """Return ``f(x, label) -> gradient``, one gradient of a batch's mean loss a row.
+
+    ``x`` is ``(n, B, ...)`` in the network's input range, ``label`` int64 ``(n, B)``, the
+    result ``(n, p)`` in the order of ``named_parameters``. It is differentiable in ``x``.
+
+    Raises:
+        LTIError: the network is in training mode.
+    """
+    import torch
+    from torch.func import functional_call, grad, vmap
+
+    if network.training:
+        raise LTIError(
+            "the FL model is in training mode, in which batches may see one another; gradient "
+            "matching needs evaluation mode. Call network.eval() first."
+        )
+    parameters = {name: value.detach() for name, value in network.named_parameters()}
+
+    def loss(weights: dict[str, torch.Tensor], x: torch.Tensor, label: torch.Tensor):  # type: ignore[no-untyped-def]
+        return model.loss(functional_call(network, weights, (x,)), label)
+
+    gradients = vmap(grad(loss), in_dims=(None, 0, 0))
+
+    def flat(x: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
+        by_name = gradients(parameters, x, label)
+        return torch.cat([by_name[name].flatten(1) for name in parameters], dim=1)
+
+    return flat
+
+
+def matching_objective(
+    model: FLModel, network: nn.Module, *, defense: Defense, batch_size: int
+) -> MatchingObjective:
+    """Return what gradient matching minimises for a defense and a batch size.
+
+    The distance that ``defense.matching`` names, of the dummy batch's mean gradient. Signs
+    that were taken per sample and averaged over B > 1 samples are compared otherwise: the
+    cosine distance of the mean of each dummy sample's tanh(gradient).
+    """
+    gradients = group_gradient_function(model, network)
+    if defense.matching == "sign" and batch_size > 1 and defense.defense_at == "sample":
+
+        def mean_of_tanh(
+            x: torch.Tensor, label: torch.Tensor, observed: torch.Tensor
+        ) -> torch.Tensor:
+            each = gradients(x.flatten(0, 1)[:, None], label.flatten()[:, None])
+            return cosine_distance(each.tanh().unflatten(0, label.shape).mean(dim=1), observed)
+
+        return mean_of_tanh
+
     distances: dict[Matching, Callable[[torch.Tensor, torch.Tensor], torch.Tensor]] = {
         "cosine": cosine_distance,
         "sign": sign_hinge,
         "nonzero-cosine": nonzero_cosine_distance,
     }
-    return distances[matching]
+    distance = distances[defense.matching]
+    return lambda x, label, observed: distance(gradients(x, label), observed)

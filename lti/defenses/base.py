@@ -10,6 +10,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, ClassVar, Literal
 
+from pydantic import Field
+
 from lti.gradients.encoding import Encoding
 from lti.registry import Registry, Settings
 
@@ -32,6 +34,14 @@ class Defense(Settings):
     matching: ClassVar[Matching] = "cosine"
     """The distance by which gradient matching compares with what was received."""
 
+    defense_at: Literal["sample", "batch"] = Field(
+        "sample",
+        description=(
+            "Where B > 1: `sample` defends each sample's gradient and averages the batch, as the "
+            "paper does; `batch` defends the batch's mean gradient."
+        ),
+    )
+
     @property
     def is_deterministic_identity(self) -> bool:
         """Whether the deterministic part changes nothing: one store then serves all such."""
@@ -41,6 +51,11 @@ class Defense(Settings):
     def is_random(self) -> bool:
         """Whether there is a random part."""
         return type(self).randomise is not Defense.randomise
+
+    def waits_for_mean(self, batch_size: int) -> bool:
+        """Return whether the deterministic part applies to the mean of a batch alone."""
+        at_mean = self.defense_at == "batch" and batch_size > 1
+        return at_mean and not self.is_deterministic_identity
 
     def deterministic(self, gradient: torch.Tensor) -> torch.Tensor:
         """Apply the deterministic part.

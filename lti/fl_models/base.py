@@ -38,7 +38,10 @@ class FLModel(Settings):
         """
 
 
-FL_MODELS: Registry[FLModel] = Registry("fl_models", modules={"lenet": "lti.fl_models.lenet"})
+FL_MODELS: Registry[FLModel] = Registry(
+    "fl_models",
+    modules={"lenet": "lti.fl_models.lenet", "resnet20": "lti.fl_models.resnet20"},
+)
 
 
 def network_digest(network: nn.Module) -> str:

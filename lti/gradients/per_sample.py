@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from itertools import pairwise
 from typing import TYPE_CHECKING, TypeAlias
 
 from lti.errors import LTIError
@@ -13,9 +14,27 @@ if TYPE_CHECKING:
 
     from lti.fl_models import FLModel
 
-__all__ = ["GradientFunction", "per_sample_gradient_function"]
+__all__ = ["GradientFunction", "block_rows", "even_blocks", "per_sample_gradient_function"]
 
 GradientFunction: TypeAlias = "Callable[[torch.Tensor, torch.Tensor], torch.Tensor]"
+
+# Of float32 gradients computed at once. While they are joined to rows they exist twice.
+BLOCK_BYTES = 32 * 2**20
+
+
+def block_rows(parameters: int) -> int:
+    """Return how many gradients of ``parameters`` coordinates to compute at once.
+
+    More bring little: on one thread 31 ResNet20 gradients at once came at 214 a second, 62
+    at 221, 7 at 105; 530 LeNet gradients at 6,500, 1,060 at 6,800.
+    """
+    return max(1, BLOCK_BYTES // (4 * parameters))
+
+
+def even_blocks(start: int, stop: int, most: int) -> Iterator[tuple[int, int]]:
+    """Cut a range into the fewest blocks of at most ``most``, all of about the same size."""
+    count = -(-(stop - start) // most)
+    return pairwise(start + (stop - start) * number // count for number in range(count + 1))
 
 
 def per_sample_gradient_function(model: FLModel, network: nn.Module) -> GradientFunction:
@@ -25,7 +44,7 @@ def per_sample_gradient_function(model: FLModel, network: nn.Module) -> Gradient
     result ``(b, p)`` in the order of ``named_parameters``. It is differentiable in ``x``
     (gradient matching differentiates it once more). Networks whose samples see one
     another (BatchNorm in training mode) have no per-sample gradient and must be in
-    evaluation mode. Some hundred rows at a time are fastest: the store's chunks.
+    evaluation mode. :func:`block_rows` says how many samples to give at once.
 
     Raises:
         LTIError: the network is in training mode.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal
 
@@ -16,36 +16,55 @@ if TYPE_CHECKING:
     from torch import nn
 
     from lti.gradients.layout import ParameterLayout
+    from lti.inverters.head import ClassifierHead
     from lti.inverters.network import InverterNetwork
 
-__all__ = ["INVERTERS", "Inverter", "TrainingSample"]
+__all__ = ["INVERTERS", "Inverter", "Task", "TrainingSample"]
+
+
+@dataclass(frozen=True)
+class Task:
+    """What goes into a network and what comes out."""
+
+    layout: ParameterLayout
+    """Of the gradients, after projection."""
+    sample_shape: tuple[int, ...]
+    batch_size: int
+    classes: int
 
 
 @dataclass(frozen=True)
 class TrainingSample:
     """The part of the training data that a network's fixed statistics are taken from."""
 
-    blocks: Callable[[], Iterator[torch.Tensor]]
-    """Begins a pass over a sample's defended gradients, ``(m, p)`` float32 at a time."""
+    blocks: Callable[[], Iterator[tuple[torch.Tensor, torch.Tensor]]]
+    """Begins a pass over a sample of client batches: defended gradients, ``(m, p)`` float32
+    at a time, and their labels, int64 ``(m, B)``."""
     image: torch.Tensor
     """``(k, *sample_shape)`` float32 in [0, 1]; not of the same samples."""
+    head: ClassifierHead | None
+    """The FL model's last layer, where it ends with a linear one."""
 
 
 class Inverter(Settings):
     """Base of all inverters (presets): architecture and training settings.
 
     ``network`` returns a module of two parts with their statistics as buffers: ``encoder``
-    maps ``(b, p)`` float32 gradients to ``(b, k)`` inputs, is fixed, and may be applied once
-    and for all where the defense is deterministic; ``decoder`` maps those to
-    ``(b, *sample_shape)`` images and is trained.
+    maps ``(b, p)`` float32 gradients and their labels to ``(b, k)`` inputs, is fixed, and may
+    be applied once and for all where nothing is random; ``decoder`` maps those to
+    ``(b, B, *sample_shape)`` images and is trained.
     """
 
     precision: ClassVar[Literal["float32", "fastest"]] = "fastest"
     """Format of the decoder's matrix products; ``fastest``: bfloat16 where it pays."""
 
+    ordered_by_label: ClassVar[bool] = False
+    """Whether output i of a batch is of label i; otherwise any order will do. Labels are then
+    needed where B > 1."""
+
     seed: int = Field(0, description="Root seed of weights, order, noise and dropout.")
     epochs: int = Field(ge=1, description="Passes over the auxiliary set.")
-    batch_size: int = Field(256, ge=1, description="Samples a step.")
+    batch_size: int = Field(256, ge=1, description="Client batches a step.")
     learning_rate: float = Field(1e-3, gt=0, description="Peak learning rate.")
     use_mirrored: bool = Field(
         False, description="Also train on mirrored images, one of the two views an epoch."
@@ -56,18 +75,11 @@ class Inverter(Settings):
     checkpoint_seconds: float = Field(60.0, ge=0, description="Time between checkpoints.")
 
     @abstractmethod
-    def statistics(
-        self, layout: ParameterLayout, sample: TrainingSample
-    ) -> dict[str, torch.Tensor]:
+    def statistics(self, task: Task, sample: TrainingSample) -> dict[str, torch.Tensor]:
         """Return the network's buffers, by their names in its ``state_dict``."""
 
     @abstractmethod
-    def network(
-        self,
-        layout: ParameterLayout,
-        sample_shape: Sequence[int],
-        statistics: Mapping[str, torch.Tensor],
-    ) -> InverterNetwork:
+    def network(self, task: Task, statistics: Mapping[str, torch.Tensor]) -> InverterNetwork:
         """Return the network with these statistics and initial weights.
 
         The weights are drawn from torch's global stream. ``statistics`` may hold more (a

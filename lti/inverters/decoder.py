@@ -28,10 +28,21 @@ def image_components(image: torch.Tensor, count: int) -> tuple[torch.Tensor, tor
 
 
 class ResidualDecoder(nn.Module):
-    """Encoded gradients ``(b, inputs)`` to images ``(b, *sample_shape)``, not clamped.
+    """Encoded gradients to the images of a batch, ``(b, B, *sample_shape)``, not clamped.
 
     A linear layer, one residual block (layer normalisation, linear, GELU) and a linear
-    read-out of the images' principal components.
+    read-out of the images' principal components, applied to each sample of a batch: its
+    inputs are those that the batch shares and its own.
+
+    Args:
+        shared: inputs that a batch shares.
+        own: inputs of each sample besides.
+        batch_size: B. Encoded gradients are ``(b, shared + B * own)``.
+        sample_shape: of one sample.
+        hidden: width.
+        dropout: share of hidden units dropped in training.
+        mean: of the images, ``(d,)``.
+        components: principal components of the images, ``(k, d)``.
     """
 
     mean: torch.Tensor
@@ -39,32 +50,43 @@ class ResidualDecoder(nn.Module):
 
     def __init__(
         self,
-        inputs: int,
-        sample_shape: Sequence[int],
+        shared: int,
+        own: int = 0,
         *,
+        batch_size: int = 1,
+        sample_shape: Sequence[int],
         hidden: int,
         dropout: float,
         mean: torch.Tensor,
         components: torch.Tensor,
     ) -> None:
         super().__init__()
+        self.split = (shared, batch_size * own)
+        self.batch_size = batch_size
         self.sample_shape = tuple(sample_shape)
-        self.first = nn.Linear(inputs, hidden)
+        self.first = nn.Linear(shared, hidden)
+        self.own = nn.Linear(own, hidden, bias=False) if own else None
         self.block = nn.Linear(hidden, hidden)
         self.last = nn.Linear(hidden, len(components))
         self.dropout = nn.Dropout(dropout)
         self.norms = nn.ModuleList(nn.LayerNorm(hidden) for _ in range(3))
         self.register_buffer("mean", mean.clone())
         self.register_buffer("components", components.clone())
+        for layer in (self.first, self.own, self.block):
+            if layer is not None:
+                nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
         for layer in (self.first, self.block):
-            nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
             nn.init.zeros_(layer.bias)
         nn.init.normal_(self.last.weight, std=0.1 / math.sqrt(hidden))
         nn.init.zeros_(self.last.bias)
 
     def forward(self, encoded: torch.Tensor) -> torch.Tensor:
         """Return the images."""
-        state = functional.gelu(self.norms[0](self.first(encoded)))
+        shared, own = encoded.split(self.split, dim=1)
+        state = self.first(shared)[:, None]
+        if self.own is not None:
+            state = state + self.own(own.unflatten(1, (self.batch_size, -1)))
+        state = functional.gelu(self.norms[0](state))
         state = state + functional.gelu(self.block(self.dropout(self.norms[1](state))))
         coefficients = self.last(self.dropout(self.norms[2](state)))
-        return (self.mean + coefficients @ self.components).unflatten(1, self.sample_shape)
+        return (self.mean + coefficients @ self.components).unflatten(2, self.sample_shape)

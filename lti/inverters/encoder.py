@@ -24,7 +24,7 @@ from torch import nn
 from lti.compute import matmul_dtype
 from lti.gradients.layout import LinearBlock, ParameterLayout
 
-__all__ = ["GradientEncoder", "encoder_statistics", "factor_features"]
+__all__ = ["GradientEncoder", "encoder_statistics", "factor_features", "whitening_matrix"]
 
 LIMIT = 8.0  # standard deviations; an input beyond it is clamped
 RARE = 0.003  # an entry seen in a smaller share of the samples is dropped
@@ -137,14 +137,18 @@ def encoder_statistics(
         for (_, place), covariance in zip(places, covariances, strict=True):
             covariance.addmm_(standard[:, place].T, standard[:, place])
     for number, ((_, place), covariance) in enumerate(zip(places, covariances, strict=True)):
-        covariance /= count
-        eigenvalues, vectors = torch.linalg.eigh(covariance)
-        floored = eigenvalues.clamp_min(0) + FLOOR * eigenvalues.mean()
-        matrix = vectors * floored ** (-power / 2)
-        variance = (matrix * (covariance @ matrix)).sum(dim=0).mean()
-        statistics[f"whiten{number}"] = (matrix / variance.sqrt()).contiguous()
+        statistics[f"whiten{number}"] = whitening_matrix(covariance / count, power)
         statistics[f"place{number}"] = torch.tensor([place.start, place.stop])
     return statistics
+
+
+def whitening_matrix(covariance: torch.Tensor, power: float) -> torch.Tensor:
+    """Return the ``(d, d)`` matrix of step 3; inputs times it have a mean variance of 1."""
+    eigenvalues, vectors = torch.linalg.eigh(covariance)
+    floored = eigenvalues.clamp_min(0) + FLOOR * eigenvalues.mean()
+    matrix = vectors * floored ** (-power / 2)
+    variance = (matrix * (covariance @ matrix)).sum(dim=0).mean()
+    return (matrix / variance.sqrt()).contiguous()
 
 
 def _moments(
@@ -207,14 +211,15 @@ class GradientEncoder(nn.Module):
         self.layout = layout
         for name, value in statistics.items():
             self.register_buffer(name, value.clone())
-        self.width = len(statistics["kept"]) + len(statistics["hidden"])
+        self.shared_width = len(statistics["kept"]) + len(statistics["hidden"])
+        self.own_width = 0
         # As plain numbers: reading them from a GPU would make it wait at every batch.
         numbers = range(sum(name.startswith("whiten") for name in statistics))
         self.whitened = [slice(*statistics[f"place{n}"].tolist()) for n in numbers]
 
     @torch.no_grad()
-    def forward(self, gradient: torch.Tensor) -> torch.Tensor:
-        """Encode gradients."""
+    def forward(self, gradient: torch.Tensor, label: torch.Tensor | None = None) -> torch.Tensor:
+        """Encode gradients, which give their labels away."""
         values, observed = factor_features(self.layout, gradient)
         buffers = dict(self.named_buffers())
         dtype = matmul_dtype(gradient.device)

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from lti.defenses import Defense
     from lti.gradients.layout import ParameterLayout
     from lti.gradients.store import GradientStore
+    from lti.inverters.head import ClassifierHead
 
 __all__ = ["AuxiliaryData", "TrainingInputs", "held_out_inputs", "statistics_sample", "targets"]
 
@@ -36,20 +37,52 @@ class AuxiliaryData:
     store: GradientStore
     image: torch.Tensor
     """uint8 ``(n, c, h, w)``; view 1 of a sample is its mirror image."""
+    label: torch.Tensor
+    """int64 ``(n,)``."""
+    classes: int
     views: int
     defense: Defense
     layout: ParameterLayout
     """Of the FL model's gradient, before projection."""
     projection: Projection = field(default_factory=Identity)
+    batch_size: int = 1
+    """Samples of a client batch."""
+    head: ClassifierHead | None = None
+    """The FL model's last layer."""
 
-    def randomise(self, rows: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-        """Draw the random part of the defense on projected rows."""
-        counts = self.projection.counts(self.layout.total) if self.defense.is_random else None
-        return self.defense.randomise(rows, generator=generator, counts=counts)
+    def observe(self, rows: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+        """Return what a server would receive, projected, of client batches.
+
+        Args:
+            rows: ``(m B, k)`` float32 of the store, the samples of a batch one after another.
+            generator: of the random part of the defense.
+
+        Returns:
+            ``(m, k)`` float32.
+        """
+        defense = self.defense
+        counts = self.projection.counts(self.layout) if defense.is_random else None
+        if defense.defense_at == "sample":
+            rows = defense.randomise(rows, generator=generator, counts=counts)
+        mean = rows if self.batch_size == 1 else rows.unflatten(0, (-1, self.batch_size)).mean(1)
+        if defense.waits_for_mean(self.batch_size):
+            # The store then holds whole undefended gradients.
+            mean = self.projection.project(defense.deterministic(mean), layout=self.layout)
+        if defense.defense_at == "batch":
+            mean = defense.randomise(mean, generator=generator, counts=counts)
+        return mean
+
+    def labels(self, index: torch.Tensor) -> torch.Tensor:
+        """Return the labels of rows of the store, in the shape of ``index``."""
+        return self.label[index.cpu() // self.views].to(index.device)
 
 
 class TrainingInputs:
-    """Encoded training inputs: once for all where nothing is random, else a batch at a time."""
+    """Encoded training inputs: once for all where nothing is random, else a batch at a time.
+
+    Where client batches have several samples, these are grouped anew every epoch, and what is
+    left over is left out.
+    """
 
     def __init__(
         self,
@@ -63,14 +96,16 @@ class TrainingInputs:
         self._data, self._rows = data, rows
         self._encoder, self._compute = encoder, compute
         self._encoded: torch.Tensor | None = None
-        width = encoder(data.store.rows(rows.start, rows.start + 1).to(compute.device)).shape[1]
+        width = self._width()
         size = len(rows) * width * compute.dtype.itemsize
-        if not data.defense.is_random and size <= memory_budget(compute.device, memory_mib):
+        is_fixed = data.batch_size == 1 and not data.defense.is_random
+        if is_fixed and size <= memory_budget(compute.device, memory_mib):
             self._encoded = torch.empty(
                 (len(rows), width), dtype=compute.dtype, device=compute.device
             )
             for start, stop in _blocks(data.store, rows):
-                block = encoder(data.store.rows(start, stop).to(compute.device))
+                index = torch.arange(start, stop)[:, None]
+                block = encoder(data.store.rows(start, stop).to(compute.device), data.labels(index))
                 self._encoded[start - rows.start : stop - rows.start] = block
         else:
             self._source = TrainingRows(
@@ -80,35 +115,75 @@ class TrainingInputs:
     def epoch(
         self, batch_size: int, *, seed: int, mirrored: bool
     ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        """Yield ``(row indices, inputs)``: every sample once, in one of its views."""
+        """Yield ``(rows, inputs)``: every sample once, in one of its views.
+
+        Args:
+            batch_size: client batches at a time.
+            seed: of order, grouping, views and noise.
+            mirrored: whether to draw a view or to take the first.
+
+        Yields:
+            int64 ``(m, B)`` rows of the store, and the inputs ``(m, k)``.
+        """
         noise = torch_generator(seed, "noise", device=self._compute.device)
+        for index, rows in self._grouped(batch_size, seed=seed, mirrored=mirrored):
+            if rows is None:
+                assert self._encoded is not None
+                yield index, self._encoded.index_select(0, index[:, 0] - self._rows.start)
+            else:
+                yield index, self._encode(rows, index, noise)
+
+    def _grouped(
+        self, batch_size: int, *, seed: int, mirrored: bool
+    ) -> Iterator[tuple[torch.Tensor, torch.Tensor | None]]:
+        """Yield rows of client batches ``(m, B)`` and, unless encoded, their gradients."""
+        batch, views, device = self._data.batch_size, self._data.views, self._compute.device
         order = torch_generator(seed, "order")
-        views = self._data.views
         sample = torch.randperm(len(self._rows) // views, generator=order)
         view = torch.zeros_like(sample)
         if mirrored:
             view = torch.randint(views, sample.shape, generator=order)
-        if self._encoded is None and not self._source.resident:
-            # Streamed rows come with all views; those that were not drawn are dropped.
-            drawn = torch.zeros(len(self._rows), dtype=torch.bool)
-            drawn[sample * views + view] = True
-            drawn = drawn.to(self._compute.device)
-            for index, rows in self._source.epoch(
-                batch_size * views, seed=derive_seed(seed, "stream")
-            ):
-                kept = drawn[index]
-                if kept.any():
-                    yield index[kept], self._encode(rows[kept], noise)
+        whole = len(sample) // batch * batch
+        if self._encoded is not None or self._source.resident:
+            drawn = (sample * views + view)[:whole].to(device).unflatten(0, (-1, batch))
+            for index in drawn.split(batch_size):
+                yield index, self._take(index)
             return
-        for index in (sample * views + view).to(self._compute.device).split(batch_size):
-            if self._encoded is not None:
-                yield index, self._encoded.index_select(0, index - self._rows.start)
-            else:
-                yield index, self._encode(self._source.take(index), noise)
+        # Streamed rows come with all views; those that were not drawn are dropped.
+        wanted = torch.zeros(len(self._rows), dtype=torch.bool)
+        wanted[sample * views + view] = True
+        wanted = wanted.to(device)
+        size = batch_size * batch
+        held: list[tuple[torch.Tensor, torch.Tensor]] = []
+        for index, rows in self._source.epoch(size * views, seed=derive_seed(seed, "stream")):
+            kept = wanted[index]
+            held.append((index[kept], rows[kept]))
+            if sum(len(part) for part, _ in held) >= size:
+                joined = [torch.cat(parts) for parts in zip(*held, strict=True)]
+                yield joined[0][:size].unflatten(0, (-1, batch)), joined[1][:size]
+                held = [(joined[0][size:], joined[1][size:])]
+        joined = [torch.cat(parts) for parts in zip(*held, strict=True)]
+        rest = len(joined[0]) // batch * batch
+        if rest:
+            yield joined[0][:rest].unflatten(0, (-1, batch)), joined[1][:rest]
 
-    def _encode(self, rows: torch.Tensor, noise: torch.Generator) -> torch.Tensor:
-        inputs: torch.Tensor = self._encoder(self._data.randomise(rows, noise))
+    def _take(self, index: torch.Tensor) -> torch.Tensor | None:
+        return None if self._encoded is not None else self._source.take(index.flatten())
+
+    def _encode(
+        self, rows: torch.Tensor, index: torch.Tensor, noise: torch.Generator
+    ) -> torch.Tensor:
+        gradient = self._data.observe(rows, noise)
+        inputs: torch.Tensor = self._encoder(gradient, self._data.labels(index))
         return inputs
+
+    def _width(self) -> int:
+        """Return the inputs' width, that of one client batch."""
+        start, batch = self._rows.start, self._data.batch_size
+        rows = self._data.store.rows(start, start + batch).to(self._compute.device)
+        noise = torch_generator(0, "width", device=self._compute.device)
+        index = torch.arange(start, start + batch, device=self._compute.device)[None]
+        return self._encode(rows, index, noise).shape[1]
 
 
 def _blocks(store: GradientStore, rows: range) -> Iterator[tuple[int, int]]:
@@ -118,26 +193,45 @@ def _blocks(store: GradientStore, rows: range) -> Iterator[tuple[int, int]]:
     return pairwise(cuts)
 
 
+def _first_views(
+    data: AuxiliaryData, samples: range
+) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """Yield rows of the store, of samples in their order, and the gradients; whole batches.
+
+    Only first views; samples that do not fill a batch at the end of a block are left out.
+    """
+    held = range(samples.start * data.views, samples.stop * data.views)
+    for start, stop in _blocks(data.store, held):
+        index = torch.arange(start + -start % data.views, stop, data.views)
+        index = index[: len(index) // data.batch_size * data.batch_size]
+        if len(index):
+            yield index, data.store.rows(start, stop)[index - start]
+
+
 def statistics_sample(settings: Inverter, data: AuxiliaryData, samples: int) -> TrainingSample:
     """Draw what the network's fixed statistics are taken from; gradients and images apart."""
     order = torch.randperm(samples, generator=torch_generator(settings.seed, "statistics"))
-    rows = range(min(SAMPLE_ROWS, samples) * data.views)
+    # The auxiliary set is in random order: its beginning is a random sample.
+    first = range(min(SAMPLE_ROWS * data.batch_size, samples))
 
-    def blocks() -> Iterator[torch.Tensor]:
+    def blocks() -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         noise = torch_generator(settings.seed, "statistics", "noise")
-        # The auxiliary set is in random order: its beginning is a random sample.
-        for start, stop in _blocks(data.store, rows):
-            first_views = data.store.rows(start, stop)[-start % data.views :: data.views]
-            yield data.randomise(first_views, noise)
+        for index, rows in _first_views(data, first):
+            label = data.labels(index).unflatten(0, (-1, data.batch_size))
+            yield data.observe(rows, noise), label
 
-    return TrainingSample(blocks, to_float(data.image[order[:SAMPLE_ROWS]]))
+    return TrainingSample(blocks, to_float(data.image[order[:SAMPLE_ROWS]]), data.head)
 
 
 def targets(image: torch.Tensor, index: torch.Tensor, views: int) -> torch.Tensor:
-    """Return what rows ``index`` of the store are gradients of: float32 images in [0, 1]."""
-    target = to_float(image.index_select(0, index // views))
-    mirrored = (index % views == 1)[:, None, None, None]
-    return torch.where(mirrored, target.flip(3), target)
+    """Return what rows of the store are gradients of: float32 images in [0, 1].
+
+    ``index`` is ``(m, B)``, the result ``(m, B, *sample_shape)``.
+    """
+    flat = index.flatten()
+    target = to_float(image.index_select(0, flat // views))
+    mirrored = (flat % views == 1)[:, None, None, None]
+    return torch.where(mirrored, target.flip(3), target).unflatten(0, index.shape)
 
 
 @torch.no_grad()
@@ -149,13 +243,12 @@ def held_out_inputs(
     encoder: nn.Module,
     compute: Compute,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the encoded held-out inputs, noise drawn once, and their images."""
+    """Return the encoded held-out inputs, noise drawn once, and their images ``(m, B, ...)``."""
     noise = torch_generator(settings.seed, "held-out", device=compute.device)
-    encoded = []
-    held = range(samples.start * data.views, samples.stop * data.views)
-    for start, stop in _blocks(data.store, held):
-        rows = data.store.rows(start, stop)[-start % data.views :: data.views]
-        rows = data.randomise(rows.to(compute.device), noise)
-        encoded.append(encoder(rows).to(compute.dtype))
-    image = to_float(data.image[samples.start : samples.stop])
-    return torch.cat(encoded), image.to(compute.device)
+    encoded, image = [], []
+    for index, rows in _first_views(data, samples):
+        grouped = index.unflatten(0, (-1, data.batch_size)).to(compute.device)
+        gradient = data.observe(rows.to(compute.device), noise)
+        encoded.append(encoder(gradient, data.labels(grouped)).to(compute.dtype))
+        image.append(targets(data.image, index, data.views).unflatten(0, grouped.shape))
+    return torch.cat(encoded), torch.cat(image).to(compute.device)

@@ -8,12 +8,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import nn
-from torch.nn import functional
 
 from lti.checkpoint import Checkpoint
 from lti.compute import Compute
 from lti.errors import LTIError
-from lti.inverters.base import Inverter
+from lti.inverters.base import Inverter, Task
 from lti.inverters.inputs import (
     AuxiliaryData,
     TrainingInputs,
@@ -21,6 +20,7 @@ from lti.inverters.inputs import (
     statistics_sample,
     targets,
 )
+from lti.inverters.ordering import matched_mse
 from lti.inverters.trained import TrainedInverter, decode
 from lti.seeding import derive_seed
 
@@ -86,16 +86,22 @@ def train_inverter(
             f"{data.store.path}: {data.store.n_rows} rows for {samples} samples in {data.views} "
             f"views; expected {samples * data.views}. Delete it and run the same command again."
         )
-    held = max(8, round(samples * settings.holdout))
+    held = max(8, data.batch_size, round(samples * settings.holdout))
     rows = range((samples - held) * data.views)
-    if not rows:
-        raise LTIError(f"{samples} auxiliary samples; expected more than {held}. Use more.")
+    if samples - held < data.batch_size:
+        raise LTIError(
+            f"{samples} auxiliary samples; expected at least {held + data.batch_size}. Use more."
+        )
 
     torch.manual_seed(derive_seed(settings.seed, "weights"))
-    sample_shape = data.image.shape[1:]
-    layout = data.projection.layout(data.layout)
-    statistics = settings.statistics(layout, statistics_sample(settings, data, samples - held))
-    network = settings.network(layout, sample_shape, statistics).to(compute.device)
+    task = Task(
+        data.projection.layout(data.layout),
+        tuple(data.image.shape[1:]),
+        data.batch_size,
+        data.classes,
+    )
+    statistics = settings.statistics(task, statistics_sample(settings, data, samples - held))
+    network = settings.network(task, statistics).to(compute.device)
     inputs = TrainingInputs(
         data, rows, encoder=network.encoder, compute=compute, memory_mib=memory_mib
     )
@@ -109,7 +115,7 @@ def train_inverter(
     image = data.image.to(compute.device)
 
     optimizer = settings.optimizer(network.decoder.parameters())
-    steps = -(-(samples - held) // settings.batch_size)
+    steps = -(-((samples - held) // data.batch_size) // settings.batch_size)
     history: list[dict[str, Any]] = []
     best = _Best(float("inf"), _copy(network.decoder))
     if (saved := checkpoint.load()) is not None:
@@ -122,7 +128,7 @@ def train_inverter(
         seed = derive_seed(settings.seed, "epoch", epoch)
         torch.manual_seed(derive_seed(seed, "dropout"))
         network.train()
-        total = torch.zeros((), device=compute.device)
+        total, seen = torch.zeros((), device=compute.device), 0
         batches = inputs.epoch(settings.batch_size, seed=seed, mirrored=settings.use_mirrored)
         for step, (index, batch) in enumerate(batches):
             factor = settings.learning_rate_factor((epoch + step / steps) / settings.epochs)
@@ -130,23 +136,25 @@ def train_inverter(
                 group["lr"] = settings.learning_rate * factor
             target = targets(image, index, data.views)
             output = decode(network.decoder, batch, compute, settings.precision)
-            loss = functional.mse_loss(output, target)
+            label = data.labels(index) if settings.ordered_by_label else None
+            loss = matched_mse(output, target, label).mean()
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
             optimizer.step()
-            total += loss.detach() * len(index)
-            progress.advance(len(index), epoch=epoch + 1, mse=loss.detach())
+            total += loss.detach() * index.numel()
+            seen += index.numel()
+            progress.advance(index.numel(), epoch=epoch + 1, mse=loss.detach())
         network.eval()
         mse = _evaluate(network.decoder, held_out, compute, settings.precision)
         seconds = time.monotonic() - began
         history.append(
             {
                 "epoch": epoch + 1,
-                "train_mse": float(total) / (samples - held),
+                "train_mse": float(total) / seen,
                 "held_out_mse": mse,
                 "learning_rate": settings.learning_rate * factor,
                 "seconds": seconds,
-                "samples_per_second": (samples - held) / seconds,
+                "samples_per_second": seen / seconds,
                 "peak_memory_mib": _peak_memory_mib(compute),
             }
         )
@@ -163,8 +171,8 @@ def train_inverter(
     network.decoder.load_state_dict(best.weights)
     trained = TrainedInverter(
         settings,
+        task,
         data.layout,
-        sample_shape,
         network=network,
         defense=data.defense,
         projection=data.projection,
@@ -184,8 +192,8 @@ def _evaluate(
     total = 0.0
     for inputs, image in zip(*(part.split(EVALUATE_ROWS) for part in held_out), strict=True):
         output = decode(decoder, inputs, compute, precision).clamp(0, 1)
-        total += float(functional.mse_loss(output, image, reduction="sum"))
-    return total / held_out[1].numel()
+        total += float(matched_mse(output, image).sum())
+    return total / len(held_out[1])
 
 
 def _copy(decoder: nn.Module) -> dict[str, torch.Tensor]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -13,7 +12,7 @@ from lti.defenses import DEFENSES, Defense
 from lti.errors import LTIError
 from lti.files import read_tensors, write_tensors
 from lti.gradients.layout import ParameterLayout
-from lti.inverters.base import INVERTERS, Inverter
+from lti.inverters.base import INVERTERS, Inverter, Task
 from lti.inverters.network import InverterNetwork
 from lti.projections import PROJECTIONS, Projection
 
@@ -25,8 +24,8 @@ class TrainedInverter:
 
     Args:
         settings: its preset.
+        task: of its network.
         layout: of the gradients that it takes, before projection.
-        sample_shape: of the samples that it returns.
         network: with parts ``encoder`` and ``decoder``.
         defense: what it was trained against.
         projection: what its gradients go through.
@@ -37,8 +36,8 @@ class TrainedInverter:
     def __init__(
         self,
         settings: Inverter,
+        task: Task,
         layout: ParameterLayout,
-        sample_shape: Sequence[int],
         *,
         network: InverterNetwork,
         defense: Defense,
@@ -46,30 +45,57 @@ class TrainedInverter:
         fl_model_digest: str | None,
         compute: Compute,
     ) -> None:
-        self.settings, self.layout = settings, layout
-        self.sample_shape = tuple(sample_shape)
+        self.settings, self.task, self.layout = settings, task, layout
         self.network = network.to(compute.device).eval()
         self.defense, self.projection = defense, projection
         self.fl_model_digest = fl_model_digest
         self.compute = compute
 
+    @property
+    def batch_size(self) -> int:
+        """Samples of a client batch."""
+        return self.task.batch_size
+
     @torch.no_grad()
-    def invert(self, rows: torch.Tensor) -> torch.Tensor:
-        """Map ``(b, p)`` float32 gradients to ``(b, 1, *sample_shape)`` float32 images."""
+    def invert(self, rows: torch.Tensor, label: torch.Tensor | None = None) -> torch.Tensor:
+        """Reconstruct client batches.
+
+        Args:
+            rows: ``(b, p)`` float32 defended gradients.
+            label: int64 ``(b, B)``, where known.
+
+        Returns:
+            ``(b, B, *sample_shape)`` float32, not clamped.
+
+        Raises:
+            LTIError: gradients of another size, or labels missing or of another shape.
+        """
+        expected = (len(rows), self.batch_size)
         if rows.ndim != 2 or rows.shape[1] != self.layout.total:
             raise LTIError(
                 f"gradients of shape {tuple(rows.shape)}; this inverter takes (b, "
                 f"{self.layout.total}). Train one for this FL model."
             )
-        inputs = self.network.encoder(self.projection.project(rows.to(self.compute.device)))
-        return decode(self.network.decoder, inputs, self.compute, self.settings.precision)[:, None]
+        needed = self.settings.ordered_by_label and self.batch_size > 1
+        if needed and (label is None or tuple(label.shape) != expected):
+            got = "none" if label is None else f"shape {tuple(label.shape)}"
+            raise LTIError(
+                f"labels: got {got}; inverter {self.settings.name} takes them as given where "
+                f"B > 1, {expected}. Give them, or use an inverter that needs none."
+            )
+        device = self.compute.device
+        projected = self.projection.project(rows.to(device), layout=self.layout)
+        inputs = self.network.encoder(projected, None if label is None else label.to(device))
+        return decode(self.network.decoder, inputs, self.compute, self.settings.precision)
 
     def save(self, path: Path | str) -> None:
         """Write weights, statistics and settings to a safetensors file, atomically."""
         card = {
             "inverter": self.settings.canonical(),
             "layout": self.layout.to_json(),
-            "sample_shape": list(self.sample_shape),
+            "sample_shape": list(self.task.sample_shape),
+            "batch_size": self.task.batch_size,
+            "classes": self.task.classes,
             "defense": self.defense.canonical(),
             "projection": self.projection.canonical(),
             "fl_model_digest": self.fl_model_digest,
@@ -88,7 +114,13 @@ class TrainedInverter:
             settings = INVERTERS.parse(card["inverter"], where=str(path))
             layout = ParameterLayout.from_json(card["layout"])
             projection = PROJECTIONS.parse(card["projection"], where=str(path))
-            network = settings.network(projection.layout(layout), card["sample_shape"], state)
+            task = Task(
+                projection.layout(layout),
+                tuple(card["sample_shape"]),
+                card["batch_size"],
+                card["classes"],
+            )
+            network = settings.network(task, state)
             network.load_state_dict(state)
             defense = DEFENSES.parse(card["defense"], where=str(path))
         except (KeyError, RuntimeError) as error:
@@ -98,8 +130,8 @@ class TrainedInverter:
             ) from None
         return cls(
             settings,
+            task,
             layout,
-            card["sample_shape"],
             network=network,
             defense=defense,
             projection=projection,

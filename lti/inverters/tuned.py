@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING
 
 from pydantic import Field
 
-from lti.inverters.base import INVERTERS, Inverter, TrainingSample
+from lti.inverters.base import INVERTERS, Inverter, Task, TrainingSample
 
 if TYPE_CHECKING:
     import torch
     from torch import nn
 
-    from lti.gradients.layout import ParameterLayout
     from lti.inverters.network import InverterNetwork
 
 __all__ = ["TunedInverter"]
@@ -24,28 +23,47 @@ __all__ = ["TunedInverter"]
 class TunedInverter(Inverter):
     """A residual network from encoded gradients to principal components of the images.
 
-    Inputs: :mod:`lti.inverters.encoder`. AdamW without weight decay, linear warm-up over
-    5 % of the steps, then a cosine to zero. Trained on mirrored images too.
+    Inputs: :mod:`lti.inverters.encoder` or, where B > 1, :mod:`lti.inverters.batch_encoder`,
+    which takes the labels as given; one decoder serves all samples of a batch. AdamW
+    without weight decay, linear warm-up over 5 % of the steps, then a cosine to zero.
+    Trained on mirrored images too.
     """
 
+    ordered_by_label = True
+
     epochs: int = Field(14, ge=1, description="Passes over the auxiliary set.")
-    batch_size: int = Field(128, ge=1, description="Samples a step.")
+    batch_size: int = Field(128, ge=1, description="Client batches a step.")
     learning_rate: float = Field(1e-3, gt=0, description="Peak learning rate of AdamW.")
     use_mirrored: bool = Field(True, description="Train on mirrored images too.")
     hidden: int = Field(2048, ge=1, description="Width of the residual network.")
     components: int = Field(768, ge=1, description="Principal components of the images.")
     whitening: float = Field(0.5, ge=0, le=1, description="Power of the inputs' whitening.")
+    ridge: float = Field(
+        1e-3, gt=0, description="Where B > 1: of the least squares that tell samples apart."
+    )
     dropout: float = Field(0.0, ge=0, lt=1, description="Share of hidden units dropped.")
     warm_up: float = Field(0.05, ge=0, lt=1, description="Share of the steps.")
 
-    def statistics(
-        self, layout: ParameterLayout, sample: TrainingSample
-    ) -> dict[str, torch.Tensor]:
+    def statistics(self, task: Task, sample: TrainingSample) -> dict[str, torch.Tensor]:
         """Return the encoder's statistics, and mean and components of the images."""
+        from lti.inverters.batch_encoder import batch_encoder_statistics
         from lti.inverters.decoder import image_components
         from lti.inverters.encoder import encoder_statistics
 
-        encoder = encoder_statistics(layout, sample.blocks, power=self.whitening)
+        if task.batch_size == 1:
+            encoder = encoder_statistics(
+                task.layout,
+                lambda: (gradient for gradient, _ in sample.blocks()),
+                power=self.whitening,
+            )
+        else:
+            encoder = batch_encoder_statistics(
+                task.layout,
+                sample.blocks,
+                head=sample.head,
+                power=self.whitening,
+                ridge=self.ridge,
+            )
         mean, components = image_components(sample.image, self.components)
         return {
             **{f"encoder.{name}": value for name, value in encoder.items()},
@@ -53,25 +71,31 @@ class TunedInverter(Inverter):
             "decoder.components": components,
         }
 
-    def network(
-        self,
-        layout: ParameterLayout,
-        sample_shape: Sequence[int],
-        statistics: Mapping[str, torch.Tensor],
-    ) -> InverterNetwork:
+    def network(self, task: Task, statistics: Mapping[str, torch.Tensor]) -> InverterNetwork:
         """Return the network (see :class:`lti.inverters.Inverter`)."""
+        from lti.inverters.batch_encoder import BatchEncoder
         from lti.inverters.decoder import ResidualDecoder
         from lti.inverters.encoder import GradientEncoder
         from lti.inverters.network import InverterNetwork
 
         prefix = "encoder."
-        encoder = GradientEncoder(
-            layout,
-            {k.removeprefix(prefix): v for k, v in statistics.items() if k.startswith(prefix)},
-        )
+        buffers = {k.removeprefix(prefix): v for k, v in statistics.items() if k.startswith(prefix)}
+        encoder: GradientEncoder | BatchEncoder
+        if task.batch_size == 1:
+            encoder = GradientEncoder(task.layout, buffers)
+        else:
+            encoder = BatchEncoder(
+                task.layout,
+                batch_size=task.batch_size,
+                classes=task.classes,
+                ridge=self.ridge,
+                statistics=buffers,
+            )
         decoder = ResidualDecoder(
-            encoder.width,
-            sample_shape,
+            encoder.shared_width,
+            encoder.own_width,
+            batch_size=task.batch_size,
+            sample_shape=task.sample_shape,
             hidden=self.hidden,
             dropout=self.dropout,
             mean=statistics["decoder.mean"],

@@ -26,6 +26,9 @@ class Metric(Settings):
         direction: which values mean a closer reconstruction, ``"higher"`` or ``"lower"``.
         decimals: digits after the point in tables.
         note: the definition, one sentence, for the footnote of a table.
+        backbone: the pretrained network that it looks through, a key of
+            :data:`lti.metrics.backbones.BACKBONES`; empty for none. Such a metric has a
+            setting ``weights``, the fetched file.
     """
 
     label: ClassVar[str] = ""
@@ -33,6 +36,11 @@ class Metric(Settings):
     direction: ClassVar[Literal["higher", "lower"]] = "higher"
     decimals: ClassVar[int] = 3
     note: ClassVar[str] = ""
+    backbone: ClassVar[str] = ""
+
+    def unavailable(self) -> str:
+        """Return why no value can be had here, or "" where values can."""
+        return ""
 
     def __call__(self, truth: FloatArray, reconstruction: FloatArray) -> npt.NDArray[np.float64]:
         """Compare image by image.
@@ -49,5 +57,8 @@ class Metric(Settings):
 
 METRICS: Registry[Metric] = Registry(
     "metrics",
-    modules=dict.fromkeys(("mse", "psnr", "ssim"), "lti.metrics.image"),
+    modules={
+        **dict.fromkeys(("mse", "psnr", "ssim"), "lti.metrics.image"),
+        **dict.fromkeys(("lpips", "lpips_alex", "lpips_paper"), "lti.metrics.lpips"),
+    },
 )

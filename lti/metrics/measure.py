@@ -41,6 +41,7 @@ def measure(
     metadata: Mapping[str, Any],
     *,
     metrics: Sequence[str | Metric] = DEFAULT_METRICS,
+    backbones: Mapping[str, Path] | None = None,
 ) -> pd.DataFrame:
     """Compare every reconstruction with its victim.
 
@@ -53,14 +54,18 @@ def measure(
         metadata: of the reconstructions; the keys of :data:`RUN_COLUMNS`, of which
             ``variant`` and ``auxiliary`` may be absent or empty.
         metrics: names of registered metrics or metrics with settings of their own.
+        backbones: fetched files of the backbones of metrics that are given by name.
 
     Returns:
         One row per covered victim, in the victims' order: :data:`RUN_COLUMNS`,
-        :data:`VICTIM_COLUMNS`, then one column per metric.
+        :data:`VICTIM_COLUMNS`, then one column per metric: NaN throughout where its
+        backbone's weights cannot be had.
 
     Raises:
-        LTIError: metadata missing, arrays that do not fit, or values that are not finite.
+        LTIError: metadata missing, arrays that do not fit, values that are not finite, or a
+            backbone not given.
     """
+    import numpy as np
     import pandas as pd
 
     run = {"variant": "", "auxiliary": "", **metadata}
@@ -88,9 +93,21 @@ def measure(
             )
         columns[key] = victims[key][:n]
     for entry in metrics:
-        metric = METRICS[entry]() if isinstance(entry, str) else entry
-        columns[metric.name] = metric(truth, matched)
+        metric = _by_name(entry, backbones or {}) if isinstance(entry, str) else entry
+        columns[metric.name] = np.nan if metric.unavailable() else metric(truth, matched)
     return pd.DataFrame(columns)
+
+
+def _by_name(name: str, backbones: Mapping[str, Path]) -> Metric:
+    needed = METRICS[name].backbone
+    if needed and needed not in backbones:
+        given = ", ".join(sorted(backbones)) or "none"
+        raise LTIError(
+            f"metric {name} needs the backbone {needed}; got {given}. Fetch it with "
+            f"`lti fetch-backbone` and pass the file with --backbone."
+        )
+    settings = {"weights": backbones[needed]} if needed else {}
+    return METRICS.parse({"use": name, **settings})
 
 
 def write_metrics(path: Path | str, frame: pd.DataFrame) -> None:
@@ -111,7 +128,9 @@ def read_metrics(path: Path | str) -> pd.DataFrame:
     # Names stay text: 'none' and an empty auxiliary set are values here, not missing data.
     text = dict.fromkeys(("dataset", "fl_model", "defense", "attack", "variant", "auxiliary"), str)
     try:
-        frame = pd.read_csv(path, dtype=text, keep_default_na=False)
+        frame = pd.read_csv(
+            path, dtype=text, keep_default_na=False, na_values={name: [""] for name in METRICS}
+        )
     except (OSError, ValueError) as error:
         raise LTIError(f"{path}: cannot be read as a table ({error}). {remedy}") from None
     missing = [key for key in (*RUN_COLUMNS, *VICTIM_COLUMNS) if key not in frame]

@@ -34,6 +34,7 @@ CONFIDENCE = 0.95
 RESAMPLES = 10_000
 
 _CELL = SUMMARY_COLUMNS[:5]
+_PART = "_part"
 _BLOCK = 1 << 17  # resampled values at a time: 1 MB of indices stays in the cache
 
 
@@ -97,10 +98,13 @@ def summarise(
     Returns:
         The columns :data:`SUMMARY_COLUMNS`. ``variant`` follows ``attack`` where some attack
         occurs in more than one variant, and so does any other column that is needed to tell
-        two rows apart. ``n`` counts victims; ``paper`` is NaN where there is none.
+        two rows apart. ``n`` counts victims; ``paper`` is NaN where there is none. A metric
+        that was asked for and could not be had (its column is there and wholly empty) has a
+        row whose ``mean``, ``low`` and ``high`` are NaN.
 
     Raises:
-        LTIError: no rows, a victim twice in a cell, a batch in part, or a value missing.
+        LTIError: no rows, a victim twice in a cell, a batch in part, or a value missing for
+            some of a cell's victims.
     """
     import pandas as pd
 
@@ -109,8 +113,11 @@ def summarise(
     parts = [part.astype(object) for part in parts if len(part)]
     if not parts:
         raise LTIError("nothing to summarise: got no metric rows. Run the metric stage first.")
-    frame = pd.concat(parts, ignore_index=True)
-    columns = [str(column) for column in frame]
+    # Once joined, a metric that a part lacks looks like one that could not be had.
+    frame = pd.concat(
+        [part.assign(**{_PART: number}) for number, part in enumerate(parts)], ignore_index=True
+    )
+    columns = [str(column) for column in frame if column != _PART]
     missing = [key for key in (*RUN_COLUMNS, "victim") if key not in columns]
     if missing:
         raise LTIError(
@@ -131,7 +138,8 @@ def summarise(
     # sort=False: in order of first appearance, the order that breaks ties below.
     for values, cell in frame.groupby(keys, sort=False):
         key: dict[str, Any] = dict(zip(keys, values, strict=True))
-        rows.extend(_cell_rows(key, cell, names, resamples))
+        asked = {column for number in cell[_PART].unique() for column in parts[number]}
+        rows.extend(_cell_rows(key, cell, [n for n in names if n in asked], resamples))
     order = {
         "dataset": _ranks(cells["dataset"]),
         "fl_model": _ranks(cells["fl_model"]),
@@ -187,16 +195,13 @@ def _cell_rows(
     # Named by content, without what is empty: a column that only other cells need moves nothing.
     stream = [f"{name}={value}" for name, value in key.items() if value != ""]
     for name in names:
-        # Read from text, a column that only other cells fill holds empty strings here.
-        column = cell[name].replace("", float("nan")).astype(float)
-        if column.isna().all():
-            continue
-        if column.isna().any():
+        column = cell[name].astype(float)
+        if column.isna().any() and not column.isna().all():
             raise LTIError(
                 f"{label}: {name} is missing for {int(column.isna().sum())} of {len(cell)} "
                 f"victims; expected a value for each. Run the metric stage again."
             )
-        independent = column.groupby(batches).mean().to_numpy(dtype=float)
+        independent = column.dropna().groupby(batches).mean().to_numpy(dtype=float)
         low, high = bootstrap_interval(
             independent, numpy_generator(0, "bootstrap", *stream, name), resamples=resamples
         )

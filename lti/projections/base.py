@@ -19,16 +19,16 @@ class Projection(Settings):
     """A fixed linear map of gradients. Defended gradients are projected; noise commutes."""
 
     @abstractmethod
-    def project(self, gradient: torch.Tensor) -> torch.Tensor:
-        """Map ``(b, p)`` float32 gradients to ``(b, k)``, on their device."""
+    def project(self, gradient: torch.Tensor, *, layout: ParameterLayout) -> torch.Tensor:
+        """Map ``(b, p)`` float32 gradients of ``layout`` to ``(b, k)``, on their device."""
 
     @abstractmethod
     def layout(self, layout: ParameterLayout) -> ParameterLayout:
         """Return where parameters lie in the result: one nameless block where they mix."""
 
     @abstractmethod
-    def counts(self, parameters: int) -> torch.Tensor | None:
-        """Return how many of ``parameters`` coordinates each entry sums, ``(k,)``; None: one."""
+    def counts(self, layout: ParameterLayout) -> torch.Tensor | None:
+        """Return how many coordinates of ``layout`` each entry sums, ``(k,)``; None: one."""
 
 
 PROJECTIONS: Registry[Projection] = Registry(

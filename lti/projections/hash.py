@@ -7,13 +7,14 @@ from typing import TYPE_CHECKING
 
 from pydantic import Field
 
+from lti.errors import LTIError
 from lti.projections.base import PROJECTIONS, Projection
 from lti.seeding import torch_generator
 
 if TYPE_CHECKING:
     import torch
 
-    from lti.gradients.layout import ParameterLayout
+    from lti.gradients.layout import LinearBlock, ParameterLayout
 
 __all__ = ["FeatureHashing"]
 
@@ -23,42 +24,76 @@ class FeatureHashing(Projection):
     """Sum the coordinates of each of ``round(p * ratio)`` bins (at least one).
 
     Every coordinate falls into one bin, drawn once from the seed. As in the paper's code,
-    coordinates keep their signs.
+    coordinates keep their signs. ``p`` leaves out a head that is kept.
     """
 
-    ratio: float = Field(0.5, gt=0.0, le=1.0, description="Bins per coordinate.")
+    ratio: float = Field(0.5, gt=0.0, le=1.0, description="Bins per hashed coordinate.")
     seed: int = Field(0, description="Root seed of the bins.")
+    keep_head: bool = Field(
+        False,
+        description="Leave the last linear layer (its weight and bias) unhashed, behind the bins.",
+    )
 
-    def size(self, parameters: int) -> int:
-        """Return the number of bins for ``parameters`` coordinates."""
-        return max(1, round(parameters * self.ratio))
+    def bins(self, layout: ParameterLayout) -> torch.Tensor:
+        """Return each coordinate's place in the result, int64 ``(p,)``.
 
-    def bins(self, parameters: int) -> torch.Tensor:
-        """Return each coordinate's bin, int64 ``(p,)``."""
-        return _bins(self.seed, parameters, self.size(parameters))
+        Raises:
+            LTIError: the head is to be kept, and no linear layer has a bias.
+        """
+        return _bins(self, layout)
 
-    def project(self, gradient: torch.Tensor) -> torch.Tensor:
-        """Return the bins' sums."""
-        parameters = gradient.shape[1]
-        result = gradient.new_zeros(len(gradient), self.size(parameters))
-        return result.index_add_(1, self.bins(parameters).to(gradient.device), gradient)
+    def project(self, gradient: torch.Tensor, *, layout: ParameterLayout) -> torch.Tensor:
+        """Return the bins' sums; behind them the head as it is, if it is kept."""
+        # The fastest of what was measured on the processor (0.3 ms for a row of 269,722
+        # entries): sorting, transposing or a sparse product take 2 to 10 times as long. It
+        # adds each row's entries in order, whatever the number of threads.
+        result = gradient.new_zeros(len(gradient), self.layout(layout).total)
+        return result.index_add_(1, self.bins(layout).to(gradient.device), gradient)
 
     def layout(self, layout: ParameterLayout) -> ParameterLayout:
-        """Return one block: a bin mixes coordinates of all parameters."""
+        """Return one block: a bin mixes coordinates of all parameters; then the kept head."""
         from lti.gradients.layout import ParameterLayout
 
-        return ParameterLayout(("hashed",), ((self.size(layout.total),),))
+        hashed, names = layout.total, list[str]()
+        if self.keep_head:
+            head = _head(layout)
+            hashed -= head.outputs * (head.inputs + 1)
+            place = {part.start: name for name, part in layout.slices.items()}
+            names = [place[head.weight.start], place[head.bias.start]]
+        shape = dict(zip(layout.names, layout.shapes, strict=True))
+        size = max(1, round(hashed * self.ratio))
+        return ParameterLayout(("hashed", *names), ((size,), *(shape[name] for name in names)))
 
-    def counts(self, parameters: int) -> torch.Tensor | None:
-        """Return the number of coordinates in each bin."""
+    def counts(self, layout: ParameterLayout) -> torch.Tensor | None:
+        """Return the number of coordinates in each bin; one for each of the head's."""
         import torch
 
-        return torch.bincount(self.bins(parameters), minlength=self.size(parameters))
+        return torch.bincount(self.bins(layout), minlength=self.layout(layout).total)
+
+
+def _head(layout: ParameterLayout) -> LinearBlock:
+    blocks = layout.linear_blocks()
+    if not blocks:
+        raise LTIError(
+            f"keep_head: the FL model has no linear layer with a bias; its parameters are "
+            f"{', '.join(layout.names)}. Set keep_head to false."
+        )
+    return blocks[-1]
 
 
 @cache
-def _bins(seed: int, parameters: int, size: int) -> torch.Tensor:
+def _bins(hashing: FeatureHashing, layout: ParameterLayout) -> torch.Tensor:
     import torch
 
-    generator = torch_generator(seed, "projection", "hash", parameters, size)
-    return torch.randint(size, (parameters,), generator=generator)
+    is_hashed = torch.ones(layout.total, dtype=torch.bool)
+    result = torch.empty(layout.total, dtype=torch.int64)
+    size = hashing.layout(layout).sizes[0]
+    if hashing.keep_head:
+        head = _head(layout)
+        place = size + torch.arange(head.outputs * (head.inputs + 1))
+        result[head.weight], result[head.bias] = place[: -head.outputs], place[-head.outputs :]
+        is_hashed[head.weight] = is_hashed[head.bias] = False
+    parameters = int(is_hashed.sum())
+    generator = torch_generator(hashing.seed, "projection", "hash", parameters, size)
+    result[is_hashed] = torch.randint(size, (parameters,), generator=generator)
+    return result

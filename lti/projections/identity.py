@@ -18,7 +18,7 @@ __all__ = ["Identity"]
 class Identity(Projection):
     """Keep the gradient as it is."""
 
-    def project(self, gradient: torch.Tensor) -> torch.Tensor:
+    def project(self, gradient: torch.Tensor, *, layout: ParameterLayout) -> torch.Tensor:
         """Return the gradient."""
         return gradient
 
@@ -26,6 +26,6 @@ class Identity(Projection):
         """Return the layout."""
         return layout
 
-    def counts(self, parameters: int) -> torch.Tensor | None:
+    def counts(self, layout: ParameterLayout) -> torch.Tensor | None:
         """Return None: every entry is one coordinate."""
         return None

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from lti.errors import LTIError
 from lti.metrics.base import METRICS, Metric
-from lti.report.labels import attack_label, defense_label, further_columns, setting_label
+from lti.report.labels import attack_labels, defense_label, setting_label
 from lti.report.style import FAINT, check_suffix, drawing_style, save_figure
 
 if TYPE_CHECKING:
@@ -37,32 +37,36 @@ def plot_summary(
     """Draw every cell's mean with its 95 % interval, and the paper's value where there is one.
 
     One row of panels per setting (data set, FL model, batch size), one panel per metric,
-    defenses along the axis, an attack a colour and a marker throughout.
+    defenses along the axis, an attack a colour and a marker throughout. An FL model's panels
+    of one metric share their limits.
 
     Args:
         path: output, ``.png`` or ``.pdf``.
         summary: as :func:`lti.metrics.summary.summarise` returns it; its order is kept.
-        metrics: those to draw, in this order; the ones the summary lacks are left out.
+        metrics: those to draw, in this order; those without values are left out, unless
+            all are without.
 
     Raises:
         LTIError: none of the metrics is in the summary, or another suffix.
     """
     check_suffix(path)
     present = set(summary["metric"])
-    names = [name for name in metrics if name in present]
+    measured = set(summary.loc[summary["mean"].notna(), "metric"])
+    names = [name for name in metrics if name in measured]
+    names = names or [name for name in metrics if name in present]
     if not names:
         raise LTIError(
             f"no metric to draw: asked for {', '.join(metrics)}, the summary has "
             f"{', '.join(sorted(present)) or 'none'}. Choose among these."
         )
-    further = further_columns(summary.columns)
-    summary = summary.assign(
-        series=[
-            attack_label(row["attack"], {key: row[key] for key in further})
-            for _, row in summary.iterrows()
-        ]
-    )
+    summary = summary.assign(series=attack_labels(summary))
+    values = summary[summary["mean"].notna() & summary["metric"].isin(names)]
     look = _looks(summary)
+    scales = {name: _scale(rows, METRICS[str(name)]) for name, rows in values.groupby("metric")}
+    limits = {
+        (*model, name): _limits(rows, scales[str(name)])
+        for (*model, name), rows in values.groupby(["dataset", "fl_model", "metric"])
+    }
     settings = list(summary.groupby(["dataset", "fl_model", "batch_size"], sort=False))
     with drawing_style():
         from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -78,12 +82,16 @@ def plot_summary(
         for panels, (key, rows) in zip(grid, settings, strict=True):
             for axes, name in zip(panels, names, strict=True):
                 metric = METRICS[name]
-                _panel(axes, rows[rows["metric"] == name], look, metric)
+                drawn = rows[rows["mean"].notna() & (rows["metric"] == name)]
+                if len(drawn):
+                    _set_axis(axes, scales[name], *limits[*key[:2], name])
+                _panel(axes, drawn, look)
                 arrow = "\u2191" if metric.direction == "higher" else "\u2193"
                 axes.set_title(f"{metric.label} {arrow}", size=10, loc="left")
             dataset, fl_model, batch_size = key
             label = setting_label(str(dataset), str(fl_model), int(str(batch_size)))
             panels[0].set_ylabel(label, size=9, labelpad=8)
+        figure.align_ylabels(grid[:, 0])
         _legend(figure, look, paper=bool(summary["paper"].notna().any()))
         save_figure(figure, path)
 
@@ -103,12 +111,41 @@ def _looks(summary: pd.DataFrame) -> dict[str, tuple[str, str]]:
     return looks
 
 
-def _panel(
-    axes: Axes, rows: pd.DataFrame, look: Mapping[str, tuple[str, str]], metric: type[Metric]
-) -> None:
-    """Draw one metric of one setting."""
+def _extremes(rows: pd.DataFrame) -> tuple[float, float]:
+    """Return the least and the largest of all that is drawn."""
     import numpy as np
 
+    values = rows[["mean", "low", "high", "paper"]].to_numpy(dtype=float)
+    return float(np.nanmin(values)), float(np.nanmax(values))
+
+
+def _scale(rows: pd.DataFrame, metric: type[Metric]) -> str:
+    least, most = _extremes(rows)
+    # An MSE of 1e-4 beside one of 0.1 would lie on a linear axis.
+    return "log" if metric.direction == "lower" and 0 < least < most / 30 else "linear"
+
+
+def _limits(rows: pd.DataFrame, scale: str) -> tuple[float, float]:
+    least, most = _extremes(rows)
+    if scale == "log":
+        return least / 1.3, most * 1.3
+    return min(0.0, least * 1.08), max(most, 0.0) * 1.08 or 1.0
+
+
+def _set_axis(axes: Axes, scale: str, least: float, most: float) -> None:
+    axes.set(yscale=scale, ylim=(least, most))
+    if scale == "log":
+        from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
+
+        # The default writes "4 x 10^-1" at every step of a short axis.
+        steps = (1.0, 2.0, 5.0) if most < 100 * least else (1.0,)
+        axes.yaxis.set_major_locator(LogLocator(subs=steps))
+        axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+        axes.yaxis.set_minor_formatter(NullFormatter())
+
+
+def _panel(axes: Axes, rows: pd.DataFrame, look: Mapping[str, tuple[str, str]]) -> None:
+    """Draw one metric of one setting."""
     axes.spines[["top", "right"]].set_visible(False)
     if not len(rows):
         axes.text(0.5, 0.5, "not measured", ha="center", color=FAINT, transform=axes.transAxes)
@@ -128,12 +165,6 @@ def _panel(
         if row["paper"] == row["paper"]:
             half = step * 0.45
             axes.plot([x - half, x + half], [row["paper"]] * 2, color=colour, lw=2, zorder=5)
-    values = rows[["mean", "low", "high", "paper"]].to_numpy(dtype=float)
-    least, most = float(np.nanmin(values)), float(np.nanmax(values))
-    if metric.direction == "lower" and 0 < least < most / 30:
-        axes.set_yscale("log")  # an MSE of 1e-4 beside one of 0.1 would lie on the axis
-    else:
-        axes.set_ylim(min(0.0, least * 1.08), max(most, 0.0) * 1.08 or 1.0)
     axes.set_xlim(-0.5, max(1, len(defenses)) - 0.5)
     axes.set_xticks(range(len(defenses)), [defense_label(d) for d in defenses])
     axes.tick_params(axis="x", length=0)

@@ -3,9 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-__all__ = ["attack_label", "dataset_label", "defense_label", "further_columns", "setting_label"]
+if TYPE_CHECKING:
+    import pandas as pd
+
+__all__ = [
+    "attack_label",
+    "attack_labels",
+    "dataset_label",
+    "defense_label",
+    "further_columns",
+    "setting_label",
+]
 
 _DATASETS = {"cifar10": "CIFAR10", "cola": "CoLA", "wikitext": "WikiText"}
 _MODELS = {
@@ -57,9 +67,19 @@ def attack_label(name: str, further: Mapping[str, Any] | None = None) -> str:
     return f"{label} ({', '.join(parts)})" if parts else label
 
 
-def setting_label(dataset: str, fl_model: str, batch_size: int) -> str:
-    """Return ``"CIFAR10, LeNet, B = 1"``."""
-    return f"{dataset_label(dataset)}, {_MODELS.get(fl_model, fl_model)}, B = {batch_size}"
+def attack_labels(summary: pd.DataFrame) -> list[str]:
+    """Return the :func:`attack_label` of every row of a summary."""
+    further = further_columns(summary.columns)
+    return [
+        attack_label(row["attack"], {key: row[key] for key in further})
+        for _, row in summary.iterrows()
+    ]
+
+
+def setting_label(dataset: str, fl_model: str, batch_size: int | None = None) -> str:
+    """Return ``"CIFAR10, LeNet, B = 1"``, without the end where no batch size is given."""
+    label = f"{dataset_label(dataset)}, {_MODELS.get(fl_model, fl_model)}"
+    return label if batch_size is None else f"{label}, B = {batch_size}"
 
 
 def further_columns(columns: Any) -> list[str]:

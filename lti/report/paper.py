@@ -59,8 +59,19 @@ def paper_value(
     return _values().get((dataset, fl_model, int(batch_size), defense, attack, name))
 
 
-def paper_defense(settings: Mapping[str, Any]) -> str:
-    """Return the paper's name of a defense with these settings, or "" where it has none."""
+def paper_defense(settings: Mapping[str, Any], *, batch_size: int | None = None) -> str:
+    """Return the paper's name of a defense with these settings, or "" where it has none.
+
+    The paper defends each sample's gradient (``defense_at: sample``) and averages the batch.
+
+    Args:
+        settings: of the defense, the name under ``use``; without ``defense_at``: per sample.
+        batch_size: B. At 1 a batch is a sample, so ``defense_at`` makes no difference; None
+            stands for an unknown one.
+
+    Source: section 5 and supplement A.
+    """
     name = str(settings.get("use", ""))
-    rest = {key: value for key, value in settings.items() if key != "use"}
-    return name if _DEFENSES.get(name) == rest else ""
+    rest = {key: value for key, value in settings.items() if key not in ("use", "defense_at")}
+    per_sample = batch_size == 1 or settings.get("defense_at", "sample") == "sample"
+    return name if per_sample and _DEFENSES.get(name) == rest else ""

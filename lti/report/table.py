@@ -3,21 +3,29 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lti.errors import LTIError
 from lti.files import atomic_path
 from lti.metrics.base import METRICS, Metric
-from lti.metrics.summary import CONFIDENCE, RESAMPLES, SUMMARY_COLUMNS
-from lti.report.labels import attack_label, defense_label, further_columns, setting_label
-from lti.report.paper import PAPER
+from lti.metrics.summary import SUMMARY_COLUMNS
+from lti.report.grid import counts, grids, interval, metric_cells, number
+from lti.report.labels import defense_label, setting_label
+from lti.report.notes import footnotes
 
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["markdown_table", "read_summary", "write_markdown", "write_summary"]
+__all__ = [
+    "markdown_notes",
+    "markdown_row",
+    "markdown_table",
+    "read_summary",
+    "write_markdown",
+    "write_summary",
+]
 
 
 def write_summary(path: Path | str, summary: pd.DataFrame) -> None:
@@ -49,7 +57,7 @@ def read_summary(path: Path | str) -> pd.DataFrame:
     return frame
 
 
-def markdown_table(summary: pd.DataFrame) -> str:
+def markdown_table(summary: pd.DataFrame, *, missing: Mapping[str, str] | None = None) -> str:
     """Return Markdown: for every setting and metric a table of attacks by defenses.
 
     A cell reads ``mean [low, high] (paper: value)``. The best attack of each column is
@@ -58,95 +66,71 @@ def markdown_table(summary: pd.DataFrame) -> str:
 
     Args:
         summary: as :func:`lti.metrics.summary.summarise` returns it; its order is kept.
+        missing: metrics that were not measured, and why: their tables hold dashes.
     """
+    missing = missing or {}
+    names = list(dict.fromkeys([*summary["metric"], *missing]))
     lines: list[str] = []
+    shown = []
     for (dataset, fl_model, batch_size), setting in summary.groupby(
         ["dataset", "fl_model", "batch_size"], sort=False
     ):
         lines += [f"### {setting_label(str(dataset), str(fl_model), int(str(batch_size)))}", ""]
-        for name, block in setting.groupby("metric", sort=False):
-            metric = METRICS[str(name)]
+        for name in names:
+            metric = METRICS[name]
+            cells = metric_cells(setting, name)
+            shown.append(cells)
             lines += [f"**{metric.label}**, {metric.direction} is better", ""]
-            lines += [*_block(block, metric), ""]
-    return "\n".join([*lines, *_footnotes(summary)]) + "\n"
+            lines += [*_block(cells, metric), ""]
+    notes = footnotes(shown, metrics=names, missing=missing)
+    return "\n".join([*lines, *markdown_notes(notes)]) + "\n"
 
 
-def write_markdown(path: Path | str, summary: pd.DataFrame, *, title: str = "") -> None:
+def write_markdown(
+    path: Path | str,
+    summary: pd.DataFrame,
+    *,
+    title: str = "",
+    missing: Mapping[str, str] | None = None,
+) -> None:
     """Write :func:`markdown_table` below a heading to a file, atomically."""
     heading = f"## {title}\n\n" if title else ""
     with atomic_path(path) as temporary:
-        temporary.write_text(heading + markdown_table(summary), encoding="utf-8", newline="\n")
+        text = heading + markdown_table(summary, missing=missing)
+        temporary.write_text(text, encoding="utf-8", newline="\n")
 
 
-def _row(cells: Iterable[str]) -> str:
-    # A bar would end the cell early.
+def markdown_row(cells: Iterable[str]) -> str:
+    """Return a table's row; a bar inside a cell does not end it."""
     return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
 
 
-def _block(block: pd.DataFrame, metric: type[Metric]) -> list[str]:
+def markdown_notes(notes: Iterable[str]) -> list[str]:
+    """Return the notes below a table; a message in angle brackets does not read as HTML."""
+    return [f"- {note.replace('<', '&lt;')}" for note in notes]
+
+
+def _block(cells: pd.DataFrame, metric: type[Metric]) -> list[str]:
     """Return the lines of one table."""
-    defenses = list(dict.fromkeys(block["defense"]))
-    further = further_columns(block.columns)
-    labels = [
-        attack_label(row["attack"], {key: row[key] for key in further})
-        for _, row in block.iterrows()
-    ]
-    shown = block.assign(row=labels, rounded=block["mean"].round(metric.decimals))
-    pick = max if metric.direction == "higher" else min
-    best = {d: pick(column) for d, column in shown.groupby("defense")["rounded"]}
-    # Attacks in the order of the summary, even where the first defense lacks some of them.
-    attacks = list(dict.fromkeys(shown["attack"]))
-    rows = sorted(
-        dict.fromkeys(zip(shown["attack"], shown["row"], strict=True)),
-        key=lambda pair: attacks.index(pair[0]),
-    )
+    (grid,) = grids(cells)
     lines = [
-        _row(["attack", *map(defense_label, defenses), "n"]),
-        _row([":--", *["--:"] * (len(defenses) + 1)]),
+        markdown_row(["attack", *(defense_label(defense) for _, defense in grid.columns), "n"]),
+        markdown_row([":--", *["--:"] * (len(grid.columns) + 1)]),
     ]
-    for _, label in rows:
-        own = shown[shown["row"] == label]
-        cells = []
-        for defense in defenses:
-            found = own[own["defense"] == defense]
-            cells.append(
-                " <br> ".join(
-                    _cell(row, metric, bold=row["rounded"] == best[defense])
-                    for _, row in found.iterrows()
-                )
-            )
-        counts = sorted(set(own["n"]))
-        n = f"{counts[0]:,}" if len(counts) == 1 else f"{counts[0]:,} to {counts[-1]:,}"
-        lines.append(_row([label, *cells, n]))
+    for attack in grid.attacks:
+        row = [attack]
+        for column in grid.columns:
+            cell = grid.cells.get((attack, column))
+            row.append("" if cell is None else _cell(cell, metric))
+        lines.append(markdown_row([*row, counts(grid, attack)]))
     return lines
 
 
-def _cell(row: pd.Series, metric: type[Metric], *, bold: bool) -> str:
-    digits = metric.decimals
-    text = f"{row['mean']:.{digits}f}"
-    if bold:
+def _cell(cell: pd.Series, metric: type[Metric]) -> str:
+    text = number(cell["mean"], metric)
+    if cell["best"]:
         text = f"**{text}**"
-    if not math.isnan(row["low"]):
-        text += f" [{row['low']:.{digits}f}, {row['high']:.{digits}f}]"
-    if not math.isnan(row["paper"]):
-        text += f" (paper: {row['paper']:.{digits}f})"
+    text = f"{text} {interval(cell, metric)}".rstrip()
+    if not math.isnan(cell["paper"]):
+        text += f" (paper: {number(cell['paper'], metric)})"
     return text
-
-
-def _footnotes(summary: pd.DataFrame) -> list[str]:
-    notes = []
-    batches = summary["batch_size"].gt(1).any()
-    unit = "over victims, or over whole batches where B > 1" if batches else "over victims"
-    notes.append(
-        f"[low, high]: {CONFIDENCE:.0%} percentile bootstrap interval of the mean, "
-        f"{RESAMPLES:,} resamples {unit}. n: number of victims. Bold: the best attack of a column."
-    )
-    if batches:
-        notes.append("B > 1: inside a batch, reconstructions are matched to victims by least MSE.")
-    notes += [METRICS[name].note for name in dict.fromkeys(summary["metric"]) if METRICS[name].note]
-    if summary["paper"].notna().any():
-        notes.append(
-            f"paper: the value in {PAPER}, shown where the setting is the paper's; its settings "
-            f"of SSIM may differ from ours."
-        )
-    return [f"- {note}" for note in notes]

@@ -9,7 +9,14 @@ import typer
 
 from lti.stages.options import Gpus, Log, Output, Threads, parse_json
 
-__all__ = ["run_attack"]
+__all__ = ["FILES", "run_attack"]
+
+FILES = {
+    "inverter": ("inverter",),
+    "generator": ("generator",),
+    "gradients": ("gradients", "manifest", "auxiliary"),
+}
+"""The files behind each of an attack's needs."""
 
 
 def run_attack(
@@ -18,7 +25,9 @@ def run_attack(
     manifest: Annotated[Path, typer.Option(help="The observations' manifest.")],
     fl_model: Annotated[Path, typer.Option(help="The FL model.")],
     attack: Annotated[str, typer.Option(help="JSON settings of the attack.")],
-    inverter: Annotated[Path | None, typer.Option(help="The trained inverter, if needed.")] = None,
+    knowledge: Annotated[
+        str, typer.Option(help="JSON: files made of auxiliary data, by what they are.")
+    ] = "{}",
     names: Annotated[str, typer.Option(help="JSON: the run's identifiers, for the tables.")],
     checkpoints: Annotated[Path, typer.Option(help="Folder of checkpoints, for resuming.")],
     output: Output,
@@ -43,10 +52,12 @@ def run_attack(
 
     method = ATTACKS.parse(parse_json(attack, option="attack"))
     identifiers = parse_json(names, option="names")
-    if method.needs_inverter != (inverter is not None):
+    files = {key: Path(path) for key, path in parse_json(knowledge, option="knowledge").items()}
+    expected = {file for need in method.needs for file in FILES[need]}
+    if set(files) != expected:
         raise LTIError(
-            f"attack {method.name} got {'an' if inverter else 'no'} inverter; expected "
-            f"{'one' if method.needs_inverter else 'none'}. Correct --inverter."
+            f"--knowledge: got {', '.join(sorted(files)) or 'nothing'}; attack {method.name} needs "
+            f"{', '.join(sorted(expected)) or 'nothing'}."
         )
     compute = acquire(threads=threads, gpus=gpus)
     store = GradientStore.open(observations, manifest)
@@ -66,9 +77,8 @@ def run_attack(
         model=model,
         network=network,
         defense=DEFENSES.parse(facts["defense"]),
-        sample_shape=(3, 32, 32),
+        sample_shape=tuple(facts["sample_shape"]),
     )
-    trained = None if inverter is None else method.load_inverter(inverter, compute=compute)
     progress = Progress(f"attack {model.name} {facts['defense']['use']} {method.name}", log=log)
     folder = checkpoints / f"{method.name}-{digest_json([store.digest, method.canonical()])}"
     reconstruction = method.reconstruct(
@@ -77,7 +87,7 @@ def run_attack(
         seed=facts["seed"],
         progress=progress,
         checkpoints=folder,
-        inverter=trained,
+        knowledge=method.load(files, compute=compute),
     )
     metadata = {
         **identifiers,
@@ -89,8 +99,11 @@ def run_attack(
         "observations": store.digest,
         "seed": facts["seed"],
     }
-    write_tensors(output, {"reconstruction": reconstruction}, metadata)
-    digest = digest_arrays({"reconstruction": reconstruction.numpy()})
+    tensors = {"reconstruction": reconstruction.sample}
+    if reconstruction.objective is not None and reconstruction.step is not None:
+        tensors |= {"objective": reconstruction.objective, "objective_step": reconstruction.step}
+    write_tensors(output, tensors, metadata)
+    digest = digest_arrays({key: value.numpy() for key, value in tensors.items()})
     write_json(card, {**metadata, "digest": digest})
     shutil.rmtree(folder, ignore_errors=True)
-    progress.say(f"{len(reconstruction):,} batches reconstructed")
+    progress.say(f"{len(reconstruction.sample):,} batches reconstructed")

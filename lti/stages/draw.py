@@ -21,27 +21,49 @@ def draw_reconstructions(
     output: Output,
     log: Log = None,
 ) -> None:
-    """Draw the same victims, chosen by a seed, above what each attack made of them."""
+    """Draw the same victims, chosen by a seed, above what each attack made of them.
+
+    The picture has a block for every FL model and batch size among the reconstructions, in
+    the order given. The victims are drawn from those that every row covers.
+    """
     from lti.data.selection import to_float
     from lti.files import read_arrays
     from lti.progress import Progress
-    from lti.report.picture import picture_row, plot_reconstructions
+    from lti.report.labels import setting_label
+    from lti.report.picture import (
+        PictureBlock,
+        PictureRow,
+        choose_positions,
+        picture_row,
+        plot_reconstructions,
+    )
 
     truth = read_arrays(victims)[0]
-    runs = [read_arrays(path) for path in reconstructions]
+    # Read twice, one file at a time: all of 10,000 victims of many runs would fill the memory.
+    covered = len(truth["image"])
     variants: dict[str, set[str]] = {}
-    for _, metadata in runs:
+    for path in reconstructions:
+        arrays, metadata = read_arrays(path)
+        n_batches, batch_size = arrays["reconstruction"].shape[:2]
+        covered = min(covered, n_batches * batch_size)
         variants.setdefault(metadata["attack"], set()).add(metadata["variant"])
-    rows = [
-        picture_row(
+    shown = choose_positions(covered, count, seed=seed)
+    blocks: dict[str, list[PictureRow]] = {}
+    for path in reconstructions:
+        arrays, metadata = read_arrays(path)
+        title = setting_label(metadata["dataset"], metadata["fl_model"], metadata["batch_size"])
+        row = picture_row(
             truth,
             arrays,
+            positions=shown,
             defense=metadata["defense"],
             attack=metadata["attack"],
             variant=metadata["variant"] if len(variants[metadata["attack"]]) > 1 else "",
         )
-        for arrays, metadata in runs
-    ]
-    covered = min(len(row.images) for row in rows)
-    plot_reconstructions(output, to_float(truth["image"][:covered]), rows, count=count, seed=seed)
+        blocks.setdefault(title, []).append(row)
+    plot_reconstructions(
+        output,
+        to_float(truth["image"][shown]),
+        [PictureBlock(title, rows) for title, rows in blocks.items()],
+    )
     Progress("picture", log=log).say(str(output))

@@ -47,7 +47,11 @@ def compute_gradients(
     from lti.files import digest_arrays
     from lti.fl_models import load_fl_model, network_digest
     from lti.gradients.layout import ParameterLayout
-    from lti.gradients.per_sample import per_sample_gradient_function
+    from lti.gradients.per_sample import (
+        block_rows,
+        even_blocks,
+        per_sample_gradient_function,
+    )
     from lti.gradients.store import StoreSettings, write_store
     from lti.progress import Progress
     from lti.projections import PROJECTIONS
@@ -66,18 +70,23 @@ def compute_gradients(
     model, network = load_fl_model(fl_model, device=compute.device)
     layout = ParameterLayout.of(network)
     gradients = per_sample_gradient_function(model, network)
+    limit = block_rows(layout.total)
     views = 2 if mirrored else 1
     progress = Progress(f"gradients {model.name} {settings.name}", log=log)
     progress.start(total=views * len(images), unit="rows")
 
-    def rows(start: int, stop: int) -> torch.Tensor:
+    def block(start: int, stop: int) -> torch.Tensor:
         # Not a torch index: numpy takes one of a single element for a plain number.
         sample, view = np.divmod(np.arange(start, stop), views)
         x = to_float(torch.from_numpy(images.image[sample]))
         x = torch.where(torch.from_numpy(view == 1)[:, None, None, None], x.flip(3), x)
         label = torch.from_numpy(images.label[sample])
         gradient = gradients(x.to(compute.device), label.to(compute.device))
-        return projected.project(settings.deterministic(gradient))
+        return projected.project(settings.deterministic(gradient), layout=layout)
+
+    def rows(start: int, stop: int) -> torch.Tensor:
+        # The gradients behind a chunk of hashed rows are many times its size.
+        return torch.cat([block(*part) for part in even_blocks(start, stop, limit)])
 
     written = write_store(
         output,
@@ -118,7 +127,8 @@ def observe(
     """Write what the server receives: one defended gradient a victim batch, drawn once.
 
     Batch k holds victims ``[k B, (k + 1) B)``. Each sample's gradient is defended, then the
-    batch is averaged (Wu et al. 2023, supplement A).
+    batch is averaged (Wu et al. 2023, supplement A); with ``defense_at: batch`` the mean
+    gradient is defended.
     """
     import torch
 
@@ -128,8 +138,12 @@ def observe(
     from lti.errors import LTIError
     from lti.fl_models import load_fl_model, network_digest
     from lti.gradients.layout import ParameterLayout
-    from lti.gradients.per_sample import per_sample_gradient_function
-    from lti.gradients.store import write_store
+    from lti.gradients.per_sample import (
+        block_rows,
+        even_blocks,
+        per_sample_gradient_function,
+    )
+    from lti.gradients.store import StoreSettings, write_store
     from lti.progress import Progress
     from lti.seeding import torch_generator
 
@@ -145,18 +159,32 @@ def observe(
     model, network = load_fl_model(fl_model)
     layout = ParameterLayout.of(network)
     gradients = per_sample_gradient_function(model, network)
+    limit = block_rows(layout.total)
+
+    def received(start: int, stop: int) -> torch.Tensor:
+        # Either batches that make up one block, or one batch of several blocks.
+        generators = [
+            torch_generator(seed, "observe", settings.name, batch) for batch in range(start, stop)
+        ]
+        mean = torch.zeros(stop - start, layout.total)
+        for first, last in even_blocks(start * batch_size, stop * batch_size, limit):
+            gradient = gradients(
+                to_float(torch.from_numpy(images.image[first:last])),
+                torch.from_numpy(images.label[first:last]),
+            ).unflatten(0, (stop - start, -1))
+            for row, part, generator in zip(mean, gradient, generators, strict=True):
+                if settings.defense_at == "sample":
+                    part = settings.defend(part, generator=generator)
+                row += part.sum(dim=0)
+        mean /= batch_size
+        if settings.defense_at == "batch":
+            for row, generator in zip(mean, generators, strict=True):
+                row[:] = settings.defend(row[None], generator=generator)[0]
+        return mean
 
     def rows(start: int, stop: int) -> torch.Tensor:
-        averaged = []
-        for batch in range(start, stop):
-            member = slice(batch * batch_size, (batch + 1) * batch_size)
-            gradient = gradients(
-                to_float(torch.from_numpy(images.image[member])),
-                torch.from_numpy(images.label[member]),
-            )
-            generator = torch_generator(seed, "observe", settings.name, batch)
-            averaged.append(settings.defend(gradient, generator=generator).mean(dim=0))
-        return torch.stack(averaged)
+        parts = even_blocks(start, stop, max(1, limit // batch_size))
+        return torch.cat([received(*part) for part in parts])
 
     label = images.label[: batches * batch_size].reshape(batches, batch_size)
     write_store(
@@ -172,8 +200,11 @@ def observe(
             "fl_model": model.canonical(),
             "fl_model_digest": network_digest(network),
             "label": label.tolist(),
+            "sample_shape": list(images.image.shape[1:]),
             "seed": seed,
         },
+        # The largest chunks: more gradients at once are faster.
+        settings=StoreSettings(chunk_mib=16),
     )
     progress = Progress(f"observe {model.name} {settings.name}", log=log)
     progress.say(f"{batches:,} defended gradients of {batch_size} samples")

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from lti.stages.options import Log, Output
+from lti.stages.options import Log, Output, Threads
 
 __all__ = ["measure_attack"]
 
@@ -17,22 +17,31 @@ def measure_attack(
     victims: Annotated[Path, typer.Option(help="The victims.")],
     reconstructions: Annotated[Path, typer.Option(help="The attack's reconstructions.")],
     metric: Annotated[list[str], typer.Option(help="A metric; may be repeated.")],
+    backbone: Annotated[
+        list[Path] | None, typer.Option(help="A fetched backbone; may be repeated.")
+    ] = None,
     output: Output,
+    threads: Threads = None,
     log: Log = None,
 ) -> None:
     """Compare every reconstruction with its victim: one row per victim."""
+    from lti.compute import acquire
     from lti.files import read_arrays
     from lti.metrics.measure import measure, write_metrics
     from lti.progress import Progress
     from lti.report.paper import paper_defense
 
+    acquire(threads=threads)
     arrays, metadata = read_arrays(reconstructions)
     truth, read = read_arrays(victims)
-    frame = measure(truth, arrays, metadata, metrics=metric)
+    backbones = {str(read_arrays(path)[1]["backbone"]): path for path in backbone or ()}
+    frame = measure(truth, arrays, metadata, metrics=metric, backbones=backbones)
     # The paper's numbers are of its data sets and models, not of others under their names.
     names = (read["dataset"], metadata["fl_model_settings"]["use"])
     same = names == (metadata["dataset"], metadata["fl_model"])
-    frame["paper_defense"] = paper_defense(metadata["defense_settings"]) if same else ""
+    settings = metadata["defense_settings"]
+    paper = paper_defense(settings, batch_size=metadata["batch_size"])
+    frame["paper_defense"] = paper if same else ""
     write_metrics(output, frame)
     means = ", ".join(f"{name} {frame[name].mean():.4g}" for name in metric)
     progress = Progress(f"measure {metadata['defense']} {metadata['variant']}", log=log)

@@ -17,21 +17,27 @@ def summarise_experiment(
     title: Annotated[str, typer.Option(help="Heading of the table.")],
     metrics: Annotated[list[Path], typer.Option(help="Rows of one cell; repeated.")],
     metric: Annotated[list[str], typer.Option(help="A metric to report; repeated.")],
+    backbone_card: Annotated[
+        list[Path] | None,
+        typer.Option(help="Card of a metric's backbone, which says if it is missing; repeated."),
+    ] = None,
     output: Output,
     table: Annotated[Path, typer.Option(help="Markdown table to write.")],
     chart: Annotated[Path, typer.Option(help="Chart to write, PNG or PDF.")],
     log: Log = None,
 ) -> None:
     """Average the victims of every cell and set the paper's values beside them."""
+    from lti.metrics.backbones import missing_reasons
     from lti.metrics.measure import read_metrics
     from lti.metrics.summary import summarise
     from lti.progress import Progress
     from lti.report.chart import plot_summary
     from lti.report.table import write_markdown, write_summary
 
+    missing = missing_reasons(metric, backbone_card or ())
     summary = summarise([read_metrics(path) for path in metrics])
     summary = summary[summary["metric"].isin(metric)]
     write_summary(output, summary)
-    write_markdown(table, summary, title=title)
+    write_markdown(table, summary, title=title, missing=missing)
     plot_summary(chart, summary, metrics=metric)
     Progress("summary", log=log).say(f"{output}\n{table}\n{chart}")

@@ -11,13 +11,20 @@ from lti.stages.options import Gpus, Log, Output, Threads, parse_json
 
 __all__ = ["train_inverter"]
 
+HEAD_SAMPLES = 4096  # auxiliary samples on which the FL model's last layer is measured
+
 
 def train_inverter(
     *,
     auxiliary: Annotated[Path, typer.Option(help="The auxiliary set.")],
     gradients: Annotated[Path, typer.Option(help="The auxiliary set's gradient store.")],
     manifest: Annotated[Path, typer.Option(help="The store's manifest.")],
+    fl_model: Annotated[Path, typer.Option(help="The FL model.")],
     defense: Annotated[str, typer.Option(help="JSON settings of the defense.")],
+    projection: Annotated[
+        str, typer.Option(help="JSON settings of the projection.")
+    ] = '{"use": "identity"}',
+    batch_size: Annotated[int, typer.Option(min=1, help="Samples per client batch.")] = 1,
     inverter: Annotated[str, typer.Option(help="JSON settings of the inverter.")],
     memory_mib: Annotated[float, typer.Option(help="Host memory for training rows.")] = 4096.0,
     checkpoints: Annotated[Path, typer.Option(help="Folder of checkpoints, for resuming.")],
@@ -34,14 +41,15 @@ def train_inverter(
 
     from lti.checkpoint import Checkpoint
     from lti.compute import acquire
-    from lti.data.selection import read_selection
+    from lti.data.selection import read_selection, to_float
     from lti.defenses import DEFENSES
     from lti.errors import LTIError
     from lti.files import atomic_path, digest_arrays, digest_json, write_json
-    from lti.fl_models import network_digest
+    from lti.fl_models import load_fl_model, network_digest
     from lti.gradients.layout import ParameterLayout
     from lti.gradients.store import GradientStore
     from lti.inverters import INVERTERS
+    from lti.inverters.head import ClassifierHead
     from lti.inverters.inputs import AuxiliaryData
     from lti.inverters.train import train_inverter as train
     from lti.progress import Progress
@@ -51,7 +59,8 @@ def train_inverter(
     defended = DEFENSES.parse(parse_json(defense, option="defense"))
     compute = acquire(threads=threads, gpus=gpus)
     store = GradientStore.open(gradients, manifest)
-    images = read_selection(auxiliary).images
+    selection = read_selection(auxiliary)
+    images = selection.images
     digest = digest_arrays({"image": images.image, "label": images.label})
     if digest != store.attributes["auxiliary_digest"]:
         raise LTIError(
@@ -59,17 +68,40 @@ def train_inverter(
             f"and {auxiliary} is {digest}. Delete the store and its manifest and run the same "
             f"command again."
         )
+    network = load_fl_model(fl_model, device=compute.device)[1]
+    if network_digest(network) != store.attributes["fl_model_digest"]:
+        raise LTIError(
+            f"{gradients} holds gradients of FL model {store.attributes['fl_model_digest']}, and "
+            f"{fl_model} is {network_digest(network)}. Delete the store and its manifest and run "
+            f"the same command again."
+        )
+    projected = PROJECTIONS.parse(parse_json(projection, option="projection"))
+    image, classes = torch.from_numpy(images.image), len(selection.metadata["class_names"])
     data = AuxiliaryData(
         store=store,
-        image=torch.from_numpy(images.image),
+        image=image,
+        label=torch.from_numpy(images.label),
+        classes=classes,
         views=store.attributes["views"],
         defense=defended,
         layout=ParameterLayout.from_json(store.attributes["layout"]),
-        projection=PROJECTIONS.parse(store.attributes["projection"]),
+        projection=projected,
+        batch_size=batch_size,
+        head=ClassifierHead.of(network, to_float(image[:HEAD_SAMPLES]).to(compute.device), classes),
     )
+    stored = PROJECTIONS.parse(
+        {"use": "identity"} if defended.waits_for_mean(batch_size) else projected.canonical()
+    )
+    if store.attributes["projection"] != stored.canonical():
+        raise LTIError(
+            f"{gradients} holds rows projected by {store.attributes['projection']}; expected "
+            f"{stored.canonical()}. Give the store that compute-gradients wrote for it."
+        )
     settings = {
         "inverter": preset.canonical(),
         "defense": defended.canonical(),
+        "projection": projected.canonical(),
+        "batch_size": batch_size,
         "gradients": store.digest,
         "device": compute.device.type,
         "threads": torch.get_num_threads(),
@@ -80,7 +112,8 @@ def train_inverter(
         settings,
         every_seconds=preset.checkpoint_seconds,
     )
-    title = f"train {store.attributes['fl_model']['use']} {defended.name} {preset.name}"
+    name = store.attributes["fl_model"]["use"]
+    title = f"train {name} B={batch_size} {defended.name} {preset.name}"
     progress = Progress(title, log=log)
     trained, epochs = train(
         preset,
@@ -99,6 +132,8 @@ def train_inverter(
         {
             "inverter": preset.canonical(),
             "defense": defended.canonical(),
+            "projection": projected.canonical(),
+            "batch_size": batch_size,
             "gradients": store.digest,
             "parameters": sum(p.numel() for p in trained.network.parameters()),
             "epoch": best["epoch"],

@@ -4,8 +4,8 @@ rule run_attack:
         manifest=f"{OBSERVATIONS}.manifest.json",
         fl_model=fl_model_for(".safetensors", dataset_of_victims),
         fl_model_card=fl_model_for(".json", dataset_of_victims),
-        inverter=inverter_for(".safetensors"),
-        inverter_card=inverter_for(".json"),
+        knowledge=lambda wildcards: knowledge_files(wildcards).values(),
+        knowledge_cards=lambda wildcards: knowledge_files(wildcards, card=True).values(),
         code=attack_code,
     output:
         data=f"{RECONSTRUCTIONS}.safetensors",
@@ -23,13 +23,11 @@ rule run_attack:
     params:
         attack=attack_settings,
         names=attack_names,
-        inverter_option=lambda wildcards, input: (
-            f"--inverter {input.inverter}" if input.inverter else ""
-        ),
+        knowledge=knowledge_option,
         checkpoints=CHECKPOINTS,
     shell:
         "lti run-attack --observations {input.observations} --manifest {input.manifest}"
-        " --fl-model {input.fl_model} --attack {params.attack:q} {params.inverter_option}"
+        " --fl-model {input.fl_model} --attack {params.attack:q} --knowledge {params.knowledge:q}"
         " --names {params.names:q} --checkpoints {params.checkpoints}"
         " --output {output.data} --card {output.card}"
         " --threads {threads} --gpus {resources.gpu} --log {log}"

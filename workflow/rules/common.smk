@@ -10,8 +10,10 @@ from lti.defenses import DEFENSES
 from lti.errors import LTIError
 from lti.files import canonical_json
 from lti.fl_models import FL_MODELS
+from lti.generators import GENERATORS
 from lti.inverters import INVERTERS
 from lti.metrics import METRICS
+from lti.metrics.backbones import check_available
 from lti.modules import source_files
 from lti.plan import Plan
 from lti.projections import PROJECTIONS
@@ -19,6 +21,7 @@ from snakemake.exceptions import WorkflowError
 
 try:
     PLAN = Plan(parse_config(config))
+    check_available(PLAN.config.metrics.require, f"{PLAN.config.results}/backbones")
 except LTIError as error:
     raise WorkflowError(f"The configuration cannot be used:\n{error}") from None
 
@@ -32,10 +35,11 @@ PYTHON = "python" if USES_CONDA else sys.executable
 # change runs nothing again.
 STORE = shlex.quote(canonical_json(PLAN.config.store.model_dump()))
 MEMORY_MIB = PLAN.config.store.memory_mib
+REQUIRED = ",".join(PLAN.backbones(PLAN.config.metrics.require))
 # Doubled braces: Snakemake formats the prefix.
 shell.prefix(
     "set -euo pipefail; "
-    f"STORE={STORE.replace('{', '{{').replace('}', '}}')}; MEMORY_MIB={MEMORY_MIB}; "
+    f"STORE={STORE.replace('{', '{{').replace('}', '}}')}; MEMORY_MIB={MEMORY_MIB}; REQUIRED={REQUIRED}; "
     "lti() {{ "
     f'PYTHONPATH="{CHECKOUT}${{{{PYTHONPATH:+:$PYTHONPATH}}}}" "{PYTHON}" -m lti "$@"; }}}}; '
 )
@@ -49,15 +53,17 @@ PART = f"{RESULTS}/data/{{dataset}}/{{part}}"
 AUXILIARY = f"{RESULTS}/data/auxiliary/{{auxiliary}}"
 VICTIMS = f"{RESULTS}/data/victims/{{victims}}"
 FL_MODEL = f"{RESULTS}/fl_models/{{dataset}}/{{fl_model}}"
-GRADIENTS = f"{RESULTS}/gradients/{{auxiliary}}/{{fl_model}}/{{stored}}"
+GRADIENTS = f"{RESULTS}/gradients/{{auxiliary}}/{{fl_model}}/{{projection}}/{{stored}}"
 OBSERVATIONS = (
     f"{RESULTS}/observations/{{victims}}/{{fl_model}}/b{{batch_size}}/{{defense}}"
 )
-INVERTER = f"{RESULTS}/inverters/{{auxiliary}}/{{fl_model}}/b{{batch_size}}/{{defense}}/{{inverter}}"
+INVERTER = f"{RESULTS}/inverters/{{auxiliary}}/{{fl_model}}/{{projection}}/b{{batch_size}}/{{defense}}/{{inverter}}"
+GENERATOR = f"{RESULTS}/generators/{{auxiliary}}/{{generator}}"
 ATTACKED = "{victims}/{fl_model}/b{batch_size}/{defense}/{attack}"
 RECONSTRUCTIONS = f"{RESULTS}/reconstructions/{ATTACKED}"
 METRIC_ROWS = f"{RESULTS}/metrics/{ATTACKED}"
 EXPERIMENT = f"{RESULTS}/experiments/{{experiment}}"
+BACKBONE = f"{RESULTS}/backbones/{{backbone}}"
 CHECKPOINTS = f"{RESULTS}/checkpoints"
 
 IDENTIFIER = r"[a-z0-9]+(?:[-._][a-z0-9]+)*"
@@ -70,11 +76,15 @@ wildcard_constraints:
     victims=IDENTIFIER,
     fl_model=IDENTIFIER,
     stored=IDENTIFIER,
-    batch_size=r"[0-9]+",
+    projection=IDENTIFIER,
+    batch_size=r"[1-9][0-9]*",
     defense=IDENTIFIER,
     inverter=IDENTIFIER,
+    generator=IDENTIFIER,
+    backbone=IDENTIFIER,
     attack=rf"{IDENTIFIER}(?:@{IDENTIFIER})?",
     experiment=IDENTIFIER,
+    table="[a-z0-9_]+",
 
 
 def heavy_threads() -> int:
@@ -128,12 +138,20 @@ def fl_model_for(suffix, dataset_of):
 
 def gradients_for(suffix):
     """The gradient store that a defense's inverter is trained on."""
-    return lambda wildcards: fill(
+    return lambda wildcards: stored_gradients(
+        suffix, wildcards, wildcards.auxiliary, wildcards.projection
+    )
+
+
+def stored_gradients(suffix, wildcards, auxiliary, projection):
+    batch_size = int(wildcards.batch_size)
+    return fill(
         GRADIENTS,
         suffix,
-        auxiliary=wildcards.auxiliary,
+        auxiliary=auxiliary,
         fl_model=wildcards.fl_model,
-        stored=PLAN.stored_defense(wildcards.defense),
+        projection=PLAN.stored_projection(projection, wildcards.defense, batch_size),
+        stored=PLAN.stored_defense(wildcards.defense, batch_size),
     )
 
 
@@ -143,42 +161,70 @@ def split_attack(wildcards):
     return attack, auxiliary
 
 
-def inverter_for(suffix):
-    """The inverter that an attack needs, if any."""
+def attack_on(wildcards):
+    """The attack with its settings on this cell."""
+    return PLAN.attack_on(
+        split_attack(wildcards)[0],
+        fl_model=wildcards.fl_model,
+        batch_size=int(wildcards.batch_size),
+        defense=wildcards.defense,
+    )
 
-    def inverter(wildcards):
-        attack, auxiliary = split_attack(wildcards)
-        if not PLAN.attacks[attack].needs_inverter:
-            return []
-        return fill(
+
+def knowledge_files(wildcards, data=".safetensors", store=".zarr", card=False):
+    """The files made of auxiliary data that an attack reads, or the cards of these."""
+    attack, auxiliary = attack_on(wildcards), split_attack(wildcards)[1]
+    suffix = ".json" if card else data
+    files = {}
+    if "inverter" in attack.needs:
+        files["inverter"] = fill(
             INVERTER,
             suffix,
             auxiliary=auxiliary,
             fl_model=wildcards.fl_model,
+            projection=attack.projection,
             batch_size=wildcards.batch_size,
             defense=wildcards.defense,
-            inverter=PLAN.attack_on(attack, wildcards.defense).inverter,
+            inverter=attack.inverter,
         )
+    if "generator" in attack.needs:
+        files["generator"] = fill(
+            GENERATOR, suffix, auxiliary=auxiliary, generator=attack.generator
+        )
+    if "gradients" in attack.needs:
+        files["auxiliary"] = fill(AUXILIARY, suffix, auxiliary=auxiliary)
+        where = (wildcards, auxiliary, attack.projection)
+        if not card:
+            files["gradients"] = stored_gradients(store, *where)
+        files["manifest"] = stored_gradients(".manifest.json", *where)
+    return files
 
-    return inverter
+
+def knowledge_option(wildcards):
+    return canonical_json(
+        {key: str(path) for key, path in knowledge_files(wildcards).items()}
+    )
 
 
 def attack_settings(wildcards):
-    attack, _ = split_attack(wildcards)
-    return canonical_json(PLAN.attack_on(attack, wildcards.defense).canonical())
+    return canonical_json(attack_on(wildcards).canonical())
 
 
 def attack_code(wildcards):
-    attack, _ = split_attack(wildcards)
+    attack = attack_on(wildcards)
     entries = [
-        entry(ATTACKS, "attacks", attack),
+        (ATTACKS, attack.name),
         entry(DEFENSES, "defenses", wildcards.defense),
         entry(FL_MODELS, "fl_models", wildcards.fl_model),
     ]
-    if PLAN.attacks[attack].needs_inverter:
-        inverter = PLAN.attack_on(attack, wildcards.defense).inverter
-        entries.append(entry(INVERTERS, "inverters", inverter))
-        entries.append((PROJECTIONS, PLAN.projection(wildcards.fl_model).name))
+    for need, registry, section in (
+        ("inverter", INVERTERS, "inverters"),
+        ("generator", GENERATORS, "generators"),
+    ):
+        if need in attack.needs:
+            entries.append(entry(registry, section, getattr(attack, need)))
+    if {"inverter", "gradients"} & set(attack.needs):
+        entries.append(entry(PROJECTIONS, "projections", attack.projection))
     return source_files("attack", *entries)
 
 
@@ -209,14 +255,83 @@ def victims_of_experiment(suffix):
     )
 
 
-def results_of(experiment):
-    return [
-        f"{RESULTS}/experiments/{experiment}/{name}"
-        for name in ("summary.csv", "summary.md", "summary.png", "reconstructions.png")
+def pictured(suffix):
+    """The reconstructions of an experiment's cells on one FL model."""
+    return lambda wildcards: [
+        fill(RECONSTRUCTIONS, suffix, **vars(cell))
+        for cell in PLAN.cells(wildcards.experiment)
+        if cell.fl_model == wildcards.fl_model
     ]
 
 
-MEASURE_CODE, SUMMARY_CODE = (
-    source_files(stage, *((METRICS, name) for name in PLAN.metrics))
-    for stage in ("measure", "summarise")
-)
+# They share a table; the paper's numbers compare with the first.
+LPIPS = ("lpips_paper", "lpips", "lpips_alex")
+
+
+def tables_of(experiment):
+    """The metrics of an experiment's tables, by the name of the table."""
+    metrics = PLAN.experiment(experiment).metrics
+    tables = {name: [name] for name in metrics if name not in LPIPS}
+    lpips = [name for name in LPIPS if name in metrics]
+    return {**tables, "lpips": lpips} if lpips else tables
+
+
+def metrics_of_table(wildcards):
+    return tables_of(wildcards.experiment)[wildcards.table]
+
+
+def backbones_of(metrics, suffix):
+    """The pretrained networks that metrics look through, or their cards."""
+    return [fill(BACKBONE, suffix, backbone=name) for name in PLAN.backbones(metrics)]
+
+
+def table_files(experiment, table):
+    return [
+        f"{RESULTS}/experiments/{experiment}/table_{table}.{suffix}"
+        for suffix in ("csv", "md", "tex")
+    ]
+
+
+def picture_file(experiment, fl_model):
+    return f"{RESULTS}/experiments/{experiment}/reconstructions.{fl_model}.png"
+
+
+def results_of(experiment):
+    return [
+        *(
+            f"{RESULTS}/experiments/{experiment}/{name}"
+            for name in ("summary.csv", "summary.md", "summary.png")
+        ),
+        *(
+            path
+            for table in tables_of(experiment)
+            for path in table_files(experiment, table)
+        ),
+        *(
+            picture_file(experiment, fl_model)
+            for fl_model in PLAN.experiment(experiment).fl_models
+        ),
+    ]
+
+
+def metrics_of_cell(wildcards):
+    """The metrics that experiments ask for on a cell."""
+    return PLAN.metrics_of(
+        dataset=dataset_of_victims(wildcards),
+        victims=wildcards.victims,
+        fl_model=wildcards.fl_model,
+        batch_size=int(wildcards.batch_size),
+        defense=wildcards.defense,
+        attack=wildcards.attack,
+    )
+
+
+def metric_code(stage, metrics):
+    return source_files(stage, *((METRICS, name) for name in metrics))
+
+
+def experiment_code(stage):
+    """The code of a stage that reports an experiment's metrics."""
+    return lambda wildcards: metric_code(
+        stage, PLAN.experiment(wildcards.experiment).metrics
+    )

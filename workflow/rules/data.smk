@@ -79,3 +79,17 @@ rule draw_fl_model:
     shell:
         "lti draw-fl-model --fl-model {params.fl_model:q} --dataset-card {input.card}"
         " --output {output.weights} --card {output.card} --log {log}"
+
+
+rule fetch_backbone:
+    # No code: the content is fixed by its checksum, and a rerun downloads half a gigabyte.
+    # No cache: it would keep "cannot be had" for every workflow.
+    output:
+        multiext(BACKBONE, weights=".safetensors", card=".json"),
+    log:
+        "logs/fetch_backbone/{backbone}.log",
+    conda:
+        "../../envs/lti.yaml"
+    shell:
+        'lti fetch-backbone --backbone {wildcards.backbone} --required "$REQUIRED"'
+        " --output {output.weights} --card {output.card} --log {log}"

@@ -8,15 +8,15 @@ rule compute_gradients:
             "gradients",
             entry(FL_MODELS, "fl_models", wildcards.fl_model),
             (DEFENSES, PLAN.stored_defense_name(wildcards.stored)),
-            (PROJECTIONS, PLAN.projection(wildcards.fl_model).name),
+            entry(PROJECTIONS, "projections", wildcards.projection),
         ),
     output:
         store=directory(f"{GRADIENTS}.zarr"),
         manifest=f"{GRADIENTS}.manifest.json",
     log:
-        "logs/compute_gradients/{auxiliary}.{fl_model}.{stored}.log",
+        "logs/compute_gradients/{auxiliary}.{fl_model}.{projection}.{stored}.log",
     benchmark:
-        "logs/compute_gradients/{auxiliary}.{fl_model}.{stored}.benchmark.tsv"
+        "logs/compute_gradients/{auxiliary}.{fl_model}.{projection}.{stored}.benchmark.tsv"
     conda:
         "../../envs/lti.yaml"
     threads: heavy_threads()
@@ -25,9 +25,7 @@ rule compute_gradients:
         mem_mb=4000,
     params:
         defense=lambda wildcards: PLAN.stored_defense_settings(wildcards.stored),
-        projection=lambda wildcards: canonical_json(
-            PLAN.projection(wildcards.fl_model).canonical()
-        ),
+        projection=lambda wildcards: PLAN.settings("projections", wildcards.projection),
         mirrored=lambda wildcards: PLAN.auxiliary[wildcards.auxiliary][1].mirrored,
         mirrored_option=lambda wildcards: (
             "--mirrored"

@@ -4,20 +4,23 @@ rule train_inverter:
         auxiliary_card=f"{AUXILIARY}.json",
         gradients=gradients_for(".zarr"),
         manifest=gradients_for(".manifest.json"),
+        fl_model=fl_model_for(".safetensors", dataset_of_auxiliary),
+        fl_model_card=fl_model_for(".json", dataset_of_auxiliary),
         code=lambda wildcards: source_files(
             "train",
             entry(DEFENSES, "defenses", wildcards.defense),
             entry(INVERTERS, "inverters", wildcards.inverter),
-            (PROJECTIONS, PLAN.projection(wildcards.fl_model).name),
+            entry(FL_MODELS, "fl_models", wildcards.fl_model),
+            entry(PROJECTIONS, "projections", wildcards.projection),
         ),
     output:
         weights=f"{INVERTER}.safetensors",
         card=f"{INVERTER}.json",
         history=f"{INVERTER}.history.csv",
     log:
-        "logs/train_inverter/{auxiliary}.{fl_model}.b{batch_size}.{defense}.{inverter}.log",
+        "logs/train_inverter/{auxiliary}.{fl_model}.{projection}.b{batch_size}.{defense}.{inverter}.log",
     benchmark:
-        "logs/train_inverter/{auxiliary}.{fl_model}.b{batch_size}.{defense}.{inverter}.benchmark.tsv"
+        "logs/train_inverter/{auxiliary}.{fl_model}.{projection}.b{batch_size}.{defense}.{inverter}.benchmark.tsv"
     conda:
         "../../envs/lti.yaml"
     threads: heavy_threads()
@@ -26,11 +29,13 @@ rule train_inverter:
         mem_mb=8000,
     params:
         defense=lambda wildcards: PLAN.settings("defenses", wildcards.defense),
+        projection=lambda wildcards: PLAN.settings("projections", wildcards.projection),
         inverter=lambda wildcards: PLAN.settings("inverters", wildcards.inverter),
         checkpoints=CHECKPOINTS,
     shell:
         "lti train-inverter --auxiliary {input.auxiliary} --gradients {input.gradients}"
-        " --manifest {input.manifest} --defense {params.defense:q}"
+        " --manifest {input.manifest} --fl-model {input.fl_model} --defense {params.defense:q}"
+        " --projection {params.projection:q} --batch-size {wildcards.batch_size}"
         " --inverter {params.inverter:q} --memory-mib $MEMORY_MIB"
         " --checkpoints {params.checkpoints}"
         " --output {output.weights} --card {output.card} --history {output.history}"

@@ -4,7 +4,13 @@ rule measure_attack:
         victims_card=f"{VICTIMS}.json",
         reconstructions=ancient(f"{RECONSTRUCTIONS}.safetensors"),
         reconstructions_card=f"{RECONSTRUCTIONS}.json",
-        code=MEASURE_CODE,
+        backbones=lambda wildcards: backbones_of(
+            metrics_of_cell(wildcards), ".safetensors"
+        ),
+        backbone_cards=lambda wildcards: backbones_of(
+            metrics_of_cell(wildcards), ".json"
+        ),
+        code=lambda wildcards: metric_code("measure", metrics_of_cell(wildcards)),
     output:
         f"{METRIC_ROWS}.csv",
     log:
@@ -12,16 +18,24 @@ rule measure_attack:
     conda:
         "../../envs/lti.yaml"
     params:
-        metrics=[f"--metric {name}" for name in PLAN.metrics],
+        metrics=lambda wildcards: [
+            f"--metric {name}" for name in metrics_of_cell(wildcards)
+        ],
+        backbones=lambda wildcards, input: [
+            f"--backbone {path}" for path in input.backbones
+        ],
     shell:
         "lti measure-attack --victims {input.victims} --reconstructions {input.reconstructions}"
-        " {params.metrics} --output {output} --log {log}"
+        " {params.metrics} {params.backbones} --output {output} --threads {threads} --log {log}"
 
 
 rule summarise_experiment:
     input:
         metrics=cells_of(".csv", METRIC_ROWS),
-        code=SUMMARY_CODE,
+        backbone_cards=lambda wildcards: backbones_of(
+            PLAN.experiment(wildcards.experiment).metrics, ".json"
+        ),
+        code=experiment_code("summarise"),
     output:
         summary=f"{EXPERIMENT}/summary.csv",
         table=report(
@@ -47,27 +61,64 @@ rule summarise_experiment:
             f"--metric {name}"
             for name in PLAN.experiment(wildcards.experiment).metrics
         ],
+        cards=lambda wildcards, input: [
+            f"--backbone-card {path}" for path in input.backbone_cards
+        ],
     shell:
-        "lti summarise-experiment --title {params.title:q} {params.metrics} {params.shown} --output {output.summary}"
+        "lti summarise-experiment --title {params.title:q} {params.metrics} {params.shown} {params.cards} --output {output.summary}"
         " --table {output.table} --chart {output.chart} --log {log}"
+
+
+rule tabulate_metric:
+    input:
+        summary=f"{EXPERIMENT}/summary.csv",
+        backbone_cards=lambda wildcards: backbones_of(
+            metrics_of_table(wildcards), ".json"
+        ),
+        code=experiment_code("tabulate"),
+    output:
+        csv=f"{EXPERIMENT}/table_{{table}}.csv",
+        markdown=report(
+            f"{EXPERIMENT}/table_{{table}}.md",
+            caption="../report/metric_table.rst",
+            category="{experiment}",
+            labels={"result": "table of {table}"},
+        ),
+        latex=f"{EXPERIMENT}/table_{{table}}.tex",
+    log:
+        "logs/tabulate_metric/{experiment}.{table}.log",
+    conda:
+        "../../envs/lti.yaml"
+    params:
+        title=lambda wildcards: PLAN.experiment(wildcards.experiment).title,
+        metrics=lambda wildcards: [
+            f"--metric {name}" for name in metrics_of_table(wildcards)
+        ],
+        cards=lambda wildcards, input: [
+            f"--backbone-card {path}" for path in input.backbone_cards
+        ],
+    shell:
+        "lti tabulate --summary {input.summary} --title {params.title:q} {params.metrics}"
+        " {params.cards} --output {output.csv} --markdown {output.markdown}"
+        " --latex {output.latex} --log {log}"
 
 
 rule draw_reconstructions:
     input:
         victims=victims_of_experiment(".safetensors"),
         victims_card=victims_of_experiment(".json"),
-        reconstructions=cells_of(".safetensors", RECONSTRUCTIONS),
-        reconstructions_cards=cells_of(".json", RECONSTRUCTIONS),
+        reconstructions=pictured(".safetensors"),
+        reconstructions_cards=pictured(".json"),
         code=source_files("draw", (METRICS, "psnr")),
     output:
         report(
-            f"{EXPERIMENT}/reconstructions.png",
+            f"{EXPERIMENT}/reconstructions.{{fl_model}}.png",
             caption="../report/reconstructions.rst",
             category="{experiment}",
-            labels={"result": "reconstructions"},
+            labels={"result": "reconstructions, {fl_model}"},
         ),
     log:
-        "logs/draw_reconstructions/{experiment}.log",
+        "logs/draw_reconstructions/{experiment}.{fl_model}.log",
     conda:
         "../../envs/lti.yaml"
     params:

@@ -15,6 +15,36 @@ for experiment in PLAN.config.experiments:
             results_of(experiment),
 
 
+# The paper's tables (supplement, Tables 1 to 3; main text, MSE) and its pictures, from the
+# experiment at the paper's scale.
+PAPER_TABLES = {
+    "table1": "psnr",
+    "table2": "lpips",
+    "table3": "ssim",
+    "table_mse": "mse",
+}
+PAPER_PICTURES = {"figure3": "lenet", "figure4": "resnet20"}
+
+if "vision" in PLAN.config.experiments:
+    for target, table in PAPER_TABLES.items():
+        if table in tables_of("vision"):
+
+            rule:
+                name:
+                    target
+                input:
+                    table_files("vision", table),
+
+    for target, fl_model in PAPER_PICTURES.items():
+        if fl_model in PLAN.experiment("vision").fl_models:
+
+            rule:
+                name:
+                    target
+                input:
+                    picture_file("vision", fl_model),
+
+
 onsuccess:
     requested = {str(target) for target in workflow.dag_settings.targets}
     for experiment in PLAN.config.experiments:

@@ -1,0 +1,81 @@
+"""The stage that trains a generator."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from lti.stages.options import Gpus, Log, Output, Threads, parse_json
+
+__all__ = ["train_generator"]
+
+CHECKPOINT_SECONDS = 60.0
+
+
+def train_generator(
+    *,
+    auxiliary: Annotated[Path, typer.Option(help="The auxiliary set.")],
+    generator: Annotated[str, typer.Option(help="JSON settings of the generator.")],
+    checkpoints: Annotated[Path, typer.Option(help="Folder of checkpoints, for resuming.")],
+    output: Output,
+    card: Output,
+    history: Output,
+    threads: Threads = None,
+    gpus: Gpus = 0,
+    log: Log = None,
+) -> None:
+    """Train a network that makes images like the auxiliary ones, as a prior for attacks."""
+    import pandas as pd
+    import torch
+
+    from lti.checkpoint import Checkpoint
+    from lti.compute import acquire
+    from lti.data.selection import read_selection
+    from lti.files import atomic_path, digest_arrays, digest_json, write_json
+    from lti.generators import GENERATORS
+    from lti.generators.train import train_generator as train
+    from lti.progress import Progress
+
+    method = GENERATORS.parse(parse_json(generator, option="generator"))
+    compute = acquire(threads=threads, gpus=gpus)
+    selection = read_selection(auxiliary)
+    images = selection.images
+    settings = {
+        "generator": method.canonical(),
+        "auxiliary": digest_arrays({"image": images.image, "label": images.label}),
+        "device": compute.device.type,
+        "threads": torch.get_num_threads(),
+    }
+    checkpoint = Checkpoint(
+        checkpoints / f"generator-{digest_json(settings)}.safetensors",
+        settings,
+        every_seconds=CHECKPOINT_SECONDS,
+    )
+    progress = Progress(f"generator {selection.metadata['dataset']} {method.name}", log=log)
+    trained, epochs = train(
+        method,
+        torch.from_numpy(images.image),
+        compute=compute,
+        checkpoint=checkpoint,
+        progress=progress,
+    )
+    trained.save(output)
+    with atomic_path(history) as temporary:
+        pd.DataFrame(epochs).to_csv(temporary, index=False, lineterminator="\n")
+    write_json(
+        card,
+        {
+            "generator": method.canonical(),
+            "auxiliary": settings["auxiliary"],
+            "parameters": sum(p.numel() for p in trained.network.parameters()),
+            "digest": trained.digest,
+        },
+    )
+    checkpoint.clear()
+    last = epochs[-1]
+    progress.say(
+        f"losses {last['generator_loss']:.3f} (generator) and "
+        f"{last['discriminator_loss']:.3f} (discriminator) in epoch {last['epoch']}"
+    )
