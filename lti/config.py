@@ -146,8 +146,8 @@ def parse_config(values: Mapping[str, Any]) -> Config:
         if key in RULES:
             problems.append(f"experiments.{key}: got the name of a rule; allowed: any other name")
         problems += _experiment_problems(config, f"experiments.{key}", experiment)
-    for key, settings in config.attacks.items():
-        problems += _attack_problems(config, f"attacks.{key}", settings)
+    for key, attack in _parsed_attacks(config):
+        problems += _attack_problems(config, f"attacks.{key}", attack)
     for name in config.metrics.require:
         problems += _unknown("metrics.require", name, METRICS)
     if problems:
@@ -173,30 +173,27 @@ REFERENCES = {"inverter": "inverters", "projection": "projections", "generator":
 """Settings of attacks that name other entries, and the section of these."""
 
 
-def _attack_problems(config: Config, where: str, settings: dict[str, Any]) -> Iterator[str]:
-    """Check the names in an attack's settings and overrides; their types, the attack checks."""
-    overrides = settings.get("overrides", [])
-    if not isinstance(overrides, list) or not all(isinstance(o, dict) for o in overrides):
-        return
-    for values, place in [
-        (settings, where),
-        *((override, f"{where}.overrides[{n}]") for n, override in enumerate(overrides)),
-    ]:
-        for key, section in REFERENCES.items():
-            if key in values:
-                yield from _unknown(f"{place}.{key}", values[key], getattr(config, section))
-        when = values.get("when", {})
-        for axis, known in (("fl_model", config.fl_models), ("defense", config.defenses)):
-            for value in as_list(when.get(axis, [])) if isinstance(when, dict) else []:
-                yield from _unknown(f"{place}.when.{axis}", value, known)
-
-
-def _parsed_attacks(config: Config, names: Iterable[str]) -> Iterator[Attack]:
-    for name in sorted(set(names) & set(config.attacks)):
+def _parsed_attacks(config: Config) -> Iterator[tuple[str, Attack]]:
+    for key, settings in config.attacks.items():
         try:
-            yield ATTACKS.parse(config.attacks[name])
+            yield key, ATTACKS.parse(settings)
         except LTIError:
             continue  # said of the attack itself
+
+
+def _attack_problems(config: Config, where: str, attack: Attack) -> Iterator[str]:
+    """Check the names of other entries in an attack's settings and overrides."""
+    for key, section in REFERENCES.items():
+        if key in type(attack).model_fields:
+            yield from _unknown(f"{where}.{key}", getattr(attack, key), getattr(config, section))
+    for number, override in enumerate(attack.overrides):
+        place = f"{where}.overrides[{number}]"
+        for axis, known in (("fl_model", config.fl_models), ("defense", config.defenses)):
+            for value in as_list(override["when"].get(axis, [])):
+                yield from _unknown(f"{place}.when.{axis}", value, known)
+        for key, section in REFERENCES.items():
+            if key in override:
+                yield from _unknown(f"{place}.{key}", override[key], getattr(config, section))
 
 
 def _mirror_problems(config: Config, where: str, experiment: Experiment) -> Iterator[str]:
@@ -209,7 +206,8 @@ def _mirror_problems(config: Config, where: str, experiment: Experiment) -> Iter
     ]
     named: set[Any] = {
         getattr(attack.on(**cell), "inverter", None)
-        for attack in _parsed_attacks(config, experiment.attacks)
+        for key, attack in _parsed_attacks(config)
+        if key in experiment.attacks
         for cell in cells
     }
     for name in sorted(named & set(config.inverters)):

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any, ClassVar, Generic, TypeVar, get_args
 
 from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic_core import PydanticCustomError
 
 from lti.errors import LTIError
 
-__all__ = ["Registry", "Settings", "describe_validation_error"]
+__all__ = ["Registry", "Settings", "describe_validation_error", "described"]
+
+DESCRIBED = "described"
+"""Type of an error whose lines say all but where the value is."""
 
 
 class Settings(BaseModel):
@@ -148,12 +152,20 @@ class Registry(Generic[T]):
             raise LTIError(describe_validation_error(error, where=where, model=cls)) from None
 
 
+def described(problems: Iterable[str]) -> PydanticCustomError:
+    """Return an error for a validator to raise: lines that begin with the key inside the value."""
+    return PydanticCustomError(DESCRIBED, "{lines}", {"lines": "\n".join(problems)})
+
+
 def describe_validation_error(error: ValidationError, *, where: str, model: type[BaseModel]) -> str:
     """One line per problem: the key, the value that was got, what is allowed."""
     lines = []
     for problem in error.errors():
-        key = ".".join([where, *(str(part) for part in problem["loc"])]).strip(".")
-        if problem["type"] == "extra_forbidden":
+        steps = (f"[{part}]" if isinstance(part, int) else f".{part}" for part in problem["loc"])
+        key = "".join([where, *steps]).strip(".")
+        if problem["type"] == DESCRIBED:
+            lines += [f"{key}.{line}" for line in problem["msg"].splitlines()]
+        elif problem["type"] == "extra_forbidden":
             allowed = ", ".join(_allowed_keys(model, problem["loc"])) or "no keys"
             lines.append(f"{key}: unknown key (value {problem['input']!r}); allowed: {allowed}")
         elif problem["type"] == "missing":

@@ -270,6 +270,32 @@ def test_a_boxed_search_leaves_the_start_and_stays_inside(tmp_path):
     assert bool(((result.kept >= 0) & (result.kept <= 1)).all())
 
 
+@pytest.mark.parametrize("boxed", [False, True])
+def test_the_layout_of_a_gradient_does_not_matter(tmp_path, boxed):
+    target = torch.rand(2, 3, 4, generator=torch.Generator().manual_seed(0))
+    kept = []
+    for turned in (False, True):
+
+        def evaluate(variables, turned=turned):
+            (x,) = variables
+            # With its strides swapped, the gradient of x has them swapped too.
+            apart = (x.mT.contiguous() - target.mT).mT if turned else x - target
+            return apart.square().sum(dim=(1, 2)), x
+
+        minimum = minimise(
+            evaluate,
+            [torch.zeros(2, 3, 4)],
+            iterations=20,
+            learning_rate=0.1,
+            record=evenly_spaced(20),
+            checkpoint=Checkpoint(tmp_path / str(turned), {}, every_seconds=1e9),
+            progress=Steps(),
+            boxed=boxed,
+        )
+        kept.append(minimum.kept)
+    torch.testing.assert_close(kept[0], kept[1])
+
+
 def test_recorded_steps_are_evenly_spaced_and_hold_the_last():
     assert evenly_spaced(3).tolist() == [0, 1, 2]
     steps = evenly_spaced(6000)

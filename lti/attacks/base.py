@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic import Field, ValidationError, model_validator
 
 from lti.errors import LTIError
-from lti.registry import Registry, Settings, describe_validation_error
+from lti.registry import Registry, Settings, describe_validation_error, described
 
 if TYPE_CHECKING:
     import torch
@@ -96,27 +96,27 @@ class Attack(Settings):
         ),
     )
 
-    @field_validator("overrides")
-    @classmethod
-    def _check_when(cls, overrides: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        for override in overrides:
-            when = override.get("when")
-            if not (isinstance(when, dict) and when and set(when) <= set(AXES)):
-                raise ValueError(f"`when` is {when!r}; expected some of {', '.join(AXES)}")
-            if "overrides" in override:
-                raise ValueError("an override holds `overrides`; expected settings only")
-        return overrides
-
     @model_validator(mode="after")
     def _check_overrides(self) -> Attack:
-        for override in self.overrides:
-            try:
-                self._changed(override)
-            except ValidationError as error:
-                raise ValueError(
-                    describe_validation_error(error, where="override", model=type(self))
-                ) from None
+        if problems := list(self._override_problems()):
+            raise described(problems)
         return self
+
+    def _override_problems(self) -> Iterator[str]:
+        allowed = sorted({"when", *type(self).model_fields} - {"overrides"})
+        for number, override in enumerate(self.overrides):
+            where = f"overrides[{number}]"
+            unknown = sorted(override.keys() - set(allowed))
+            for key in unknown:
+                yield (
+                    f"{where}.{key}: unknown key (value {override[key]!r}); allowed: "
+                    f"{', '.join(allowed)}"
+                )
+            yield from _when_problems(f"{where}.when", override.get("when"))
+            try:
+                self._changed({k: v for k, v in override.items() if k not in unknown})
+            except ValidationError as error:
+                yield describe_validation_error(error, where=where, model=type(self))
 
     def _changed(self, override: Mapping[str, Any]) -> Attack:
         settings = {key: value for key, value in override.items() if key != "when"}
@@ -169,6 +169,20 @@ class Attack(Settings):
             checkpoints: a folder for resuming; need not exist.
             knowledge: what ``load`` returned.
         """
+
+
+def _when_problems(where: str, when: Any) -> Iterator[str]:
+    if not isinstance(when, dict) or not when:
+        got = "missing" if when is None else f"got {when!r}"
+        yield f"{where}: {got}; expected a map from some of {', '.join(AXES)} to one or a list each"
+        return
+    for axis in sorted(when.keys() - set(AXES), key=str):
+        yield (
+            f"{where}.{axis}: unknown key (value {when[axis]!r}); allowed: {', '.join(sorted(AXES))}"
+        )
+    for value in as_list(when.get("batch_size", [])):
+        if type(value) is not int or value < 1:
+            yield f"{where}.batch_size: got {value!r}; allowed: integers of at least 1"
 
 
 def as_list(value: Any) -> list[Any]:

@@ -97,7 +97,8 @@ def minimise(
             if step in column:
                 objectives[:, column[step]] = objective
             for variable, gradient in zip(variables, gradients, strict=True):
-                variable.grad = gradient.sign() if boxed else gradient.contiguous()
+                # The fused step goes through memory in order, whatever the strides are.
+                variable.grad = (gradient.sign() if boxed else gradient).contiguous()
             adam.step()
             if boxed:
                 for variable in variables:

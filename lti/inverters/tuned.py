@@ -39,7 +39,7 @@ class TunedInverter(Inverter):
     components: int = Field(768, ge=1, description="Principal components of the images.")
     whitening: float = Field(0.5, ge=0, le=1, description="Power of the inputs' whitening.")
     ridge: float = Field(
-        1e-3, gt=0, description="Where B > 1: of the least squares that tell samples apart."
+        1e-4, gt=0, description="Where B > 1: of the least squares that tell samples apart."
     )
     dropout: float = Field(0.0, ge=0, lt=1, description="Share of hidden units dropped.")
     warm_up: float = Field(0.05, ge=0, lt=1, description="Share of the steps.")
