@@ -10,12 +10,12 @@ import inspect
 import re
 import types
 from pathlib import Path
-from typing import Any, Literal, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from lti.config import SECTIONS, Auxiliary, Config, Experiment, Victims
+from lti.config import SECTIONS, Auxiliary, Config, Experiment, MetricRules, Victims
 from lti.gradients.store_format import StoreSettings
 from lti.metrics import METRICS
 
@@ -35,16 +35,38 @@ Change a value in `config.yaml`, or give another file with
 `uv run snakemake --configfile mine.yaml --cores all TARGET`. Keys of a second file replace
 those of `config.yaml` one by one.
 
-The sections `datasets`, `fl_models`, `defenses`, `inverters` and `attacks` map identifiers to
-entries. An identifier is yours: it becomes part of paths and tables, and consists of
-lower-case letters, digits, and single dots, dashes and underscores between them. The key
-`use` of an entry names the registered implementation. The other keys are its settings:
+These sections map identifiers to entries:
+{sections}.
+An identifier is yours: it becomes part of paths and tables, and consists of lower-case letters,
+digits, and single dots, dashes and underscores between them. The key `use` of an entry names
+the registered implementation. The other keys are its settings:
 
 ```yaml
 defenses:
-  prune: {use: prune, rate: 0.99}
-  prune-weak: {use: prune, rate: 0.9}
+  prune: {{use: prune, rate: 0.99}}
+  prune-weak: {{use: prune, rate: 0.9}}
 ```
+
+## Settings that depend on the cell
+
+A cell is one FL model, batch size, defense and attack. `overrides` gives an attack other
+settings on some cells. `when` names FL models, batch sizes or defenses, one or a list each; all
+that it names must fit. Entries are applied from first to last, so later ones win:
+
+```yaml
+attacks:
+  lti:
+    use: lti
+    inverter: tuned
+    overrides:
+      - {{when: {{defense: [sign, prune]}}, inverter: tuned-dropout}}
+      - {{when: {{batch_size: 4}}, inverter: tuned-batch}}
+      - {{when: {{fl_model: resnet20}}, projection: hash-16k}}
+```
+
+`inverter`, `projection` and `generator` of an attack are identifiers of the sections
+`inverters`, `projections` and `generators`. A rule sees the settings of its cell alone: a change
+of an override computes only the cells again that it touches.
 """
 
 COMPARISONS = {"ge": "at least", "gt": "above", "le": "at most", "lt": "below"}
@@ -58,8 +80,15 @@ def _type(annotation: Any) -> str:
         return " or ".join("null" if a is type(None) else _type(a) for a in arguments)
     if origin is Literal:
         return " or ".join(f"`{value}`" for value in arguments)
+    if origin is Annotated:
+        limits = _limits(annotation.__metadata__[0].metadata)
+        return f"{_type(arguments[0])} ({limits})" if limits else _type(arguments[0])
     if origin is list:
         return f"list of {_type(arguments[0])}"
+    if origin is tuple:
+        return f"list of {len(arguments)}, each: {_type(arguments[0])}"
+    if arguments == (str, Any):
+        return "settings"
     if origin is dict:
         return f"map from {_type(arguments[0])} to {_type(arguments[1])}"
     if inspect.isclass(annotation) and issubclass(annotation, BaseModel):
@@ -67,7 +96,7 @@ def _type(annotation: Any) -> str:
     names = {int: "integer", float: "number", str: "text", bool: "true or false", Path: "path"}
     if annotation in names:
         return names[annotation]
-    return "settings" if annotation is Any else str(getattr(annotation, "__name__", annotation))
+    raise SystemExit(f"no words for the type {annotation}. Add them to _type.")
 
 
 def _default(field: FieldInfo) -> str:
@@ -80,21 +109,28 @@ def _default(field: FieldInfo) -> str:
         return "null"
     if isinstance(value, bool):
         return str(value).lower()
-    if isinstance(value, list):
-        return f"`[{', '.join(map(str, value))}]`"
-    return f"`{value:g}`" if isinstance(value, float) else f"`{value}`"
+    return f"`{_yaml(value)}`"
 
 
-def _allowed(field: FieldInfo) -> str:
+def _yaml(value: Any) -> str:
+    """Return a value as it stands in the configuration."""
+    if isinstance(value, list | tuple):
+        return f"[{', '.join(map(_yaml, value))}]"
+    if isinstance(value, dict):
+        return f"{{{', '.join(f'{key}: {_yaml(part)}' for key, part in value.items())}}}"
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _limits(constraints: list[Any]) -> str:
     parts = []
-    for constraint in field.metadata:
+    for constraint in constraints:
         for key, words in COMPARISONS.items():
             if (value := getattr(constraint, key, None)) is not None:
                 parts.append(f"{words} {value:g}")
         for key, words in LENGTHS.items():
             if (value := getattr(constraint, key, None)) is not None:
                 parts.append(f"{words} {value} item{'' if value == 1 else 's'}")
-    return ", ".join(parts) or "any"
+    return ", ".join(parts)
 
 
 def _description(model: type[BaseModel], name: str, field: FieldInfo) -> str:
@@ -124,7 +160,7 @@ def _table(model: type[BaseModel]) -> list[str]:
             f"`{name}`",
             _type(field.annotation),
             _default(field),
-            _allowed(field),
+            _limits(field.metadata) or "any",
             _description(model, name, field).replace("|", "\\|"),
         )
         lines.append(f"| {' | '.join(cells)} |")
@@ -133,8 +169,10 @@ def _table(model: type[BaseModel]) -> list[str]:
 
 def render() -> str:
     """Return the page."""
-    lines = [INTRODUCTION, "## Top level", "", *_table(Config)]
-    for model in (StoreSettings, Experiment, Auxiliary, Victims):
+    *sections, last = (f"`{section}`" for section in SECTIONS)
+    introduction = INTRODUCTION.format(sections=f"{', '.join(sections)} and {last}")
+    lines = [introduction, "## Top level", "", *_table(Config)]
+    for model in (StoreSettings, MetricRules, Experiment, Auxiliary, Victims):
         lines += [f"## {model.__name__}", "", _summary(model), "", *_table(model)]
     for section, registry in SECTIONS.items():
         lines += [f"## Entries of `{section}`", ""]
@@ -147,7 +185,7 @@ def render() -> str:
     lines += [
         "## Metrics",
         "",
-        "Named in `metrics` of an experiment; see [metrics](metrics.md).",
+        "Named in `metrics` of an experiment and in `metrics.require`; see [metrics](metrics.md).",
         "",
     ]
     lines += ["| name | meaning |", "| :-- | :-- |"]

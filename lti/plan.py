@@ -49,8 +49,8 @@ class Plan:
         config: a checked configuration.
 
     Raises:
-        LTIError: two experiments give one identifier different settings, or a defense has
-            the identifier of the shared store.
+        LTIError: two experiments give one identifier different settings, a defense has the
+            identifier of the shared store, or needs a projection that is not there.
     """
 
     def __init__(self, config: Config) -> None:
@@ -83,6 +83,17 @@ class Plan:
             for cell in self.cells(name):
                 known = self._metrics.setdefault(cell, [])
                 known += [metric for metric in experiment.metrics if metric not in known]
+                self._check_projection(cell)
+
+    def _check_projection(self, cell: Cell) -> None:
+        attack = self.attack_on(
+            cell.attack.partition("@")[0],
+            fl_model=cell.fl_model,
+            batch_size=cell.batch_size,
+            defense=cell.defense,
+        )
+        if projection := getattr(attack, "projection", None):
+            self.stored_projection(projection, cell.defense, cell.batch_size)
 
     def cells(self, name: str) -> Iterator[Cell]:
         """Yield an experiment's cells, in the order of its lists."""

@@ -12,6 +12,7 @@ import yaml
 import lti
 from lti.config import parse_config
 from lti.errors import LTIError
+from lti.files import canonical_json
 from lti.plan import Plan
 
 SHIPPED = Path(lti.__file__).parents[1] / "config.yaml"
@@ -26,13 +27,30 @@ def values() -> dict:
 SMALL = {
     "datasets": {"photos": {"use": "photos"}},
     "fl_models": {"lenet": {"use": "lenet", "seed": 0}},
+    "projections": {"identity": {"use": "identity"}, "half": {"use": "hash", "ratio": 0.5}},
     "defenses": {
         "none": {"use": "none"},
         "sign": {"use": "sign"},
         "gauss": {"use": "gauss", "sigma": 0.1},
     },
-    "inverters": {"tuned": {"use": "tuned", "epochs": 2}},
-    "attacks": {"lti": {"use": "lti", "inverter": "tuned"}, "ig": {"use": "ig", "iterations": 5}},
+    "inverters": {
+        "tuned": {"use": "tuned", "epochs": 2},
+        "dropout": {"use": "tuned", "epochs": 2, "dropout": 0.2},
+    },
+    "generators": {"dcgan": {"use": "dcgan"}},
+    "attacks": {
+        "lti": {
+            "use": "lti",
+            "inverter": "tuned",
+            "overrides": [
+                {"when": {"defense": ["sign"]}, "inverter": "dropout"},
+                {"when": {"batch_size": 2}, "projection": "half"},
+            ],
+        },
+        "ig": {"use": "ig", "iterations": 5},
+        "gi-gip": {"use": "gi-gip", "generator": "dcgan"},
+        "nearest": {"use": "nearest"},
+    },
     "experiments": {
         "small": {
             "title": "Small",
@@ -66,26 +84,53 @@ def test_the_shipped_configuration_is_valid():
     ("path", "value", "message"),
     [
         ("result", "x", r"result: unknown key \(value 'x'\); allowed: .*results, store"),
+        (
+            "projections/Half",
+            {"use": "hash"},
+            r"projections\.Half: got identifier 'Half'; expected",
+        ),
+        ("projections/half/ratio", 2, r"projections\.half\.ratio: got 2; .*equal to 1"),
+        ("generators/dcgan/use", "vae", r"unknown name 'vae' in generators; known: dcgan"),
+        ("generators/dcgan/epochs", 0, r"generators\.dcgan\.epochs: got 0; .*equal to 1"),
+        ("metrics", {"require": ["x"]}, r"^metrics\.require: got 'x'; allowed: .*lpips.*ssim"),
+        ("metrics", {"need": []}, r"^metrics\.need: unknown key \(value \[\]\); allowed: require"),
+        ("metrics", {"require": "lpips"}, r"^metrics\.require: got 'lpips'; .*list"),
         ("store", {"chunk_mib": 99}, r"store\.chunk_mib: got 99; .*less than or equal to 16"),
         ("datasets/photos", 3, r"datasets\.photos: got 3; .*dict"),
         ("datasets/photos", {}, r"datasets\.photos: no key 'use'; .*cifar10, photos"),
         ("fl_models/lenet/use", "vgg", r"unknown name 'vgg' in fl_models; known: lenet"),
         ("fl_models/lenet/seed", "x", r"fl_models\.lenet\.seed: got 'x'; .*integer"),
         ("defenses/gauss/sigma", 0, r"defenses\.gauss\.sigma: got 0; .*greater than 0"),
-        ("defenses/gauss/sgma", 1, r"defenses\.gauss\.sgma: unknown key \(value 1\); .*: sigma"),
+        ("defenses/gauss/sgma", 1, r"gauss\.sgma: unknown key \(value 1\); .*: defense_at, sigma"),
         ("defenses/Sign", {"use": "sign"}, r"defenses\.Sign: got identifier 'Sign'; .*lower-case"),
         ("defenses/a..b", {"use": "sign"}, r"identifier 'a\.\.b'; expected"),
         ("attacks/a@b", {"use": "ig"}, r"attacks\.a@b: got identifier 'a@b'; expected"),
         ("attacks/ig/iterations", 0, r"attacks\.ig\.iterations: got 0; .*equal to 2"),
-        ("attacks/lti/inverter", "big", r"attacks\.lti\.inverter: got 'big'; allowed: tuned"),
+        ("attacks/lti/inverter", "big", r"lti\.inverter: got 'big'; allowed: dropout, tuned"),
+        ("attacks/lti/projection", "hash", r"lti\.projection: got 'hash'; allowed: half, identity"),
+        ("attacks/nearest/projection", "x", r"nearest\.projection: got 'x'; allowed: half, ident"),
+        ("attacks/gi-gip/generator", "x", r"attacks\.gi-gip\.generator: got 'x'; allowed: dcgan"),
+        ("attacks/gi-gip", {"use": "gi-gip"}, r"attacks\.gi-gip\.generator: missing; it has no"),
+        ("attacks/ig/inverter", "tuned", r"attacks\.ig\.inverter: unknown key \(value 'tuned'\);"),
+        ("defenses/sign/defense_at", "x", r"sign\.defense_at: got 'x'; .*'sample' or 'batch'"),
         ("attacks/lti", {"use": "lti"}, r"attacks\.lti\.inverter: missing; it has no default"),
         ("experiments/small/dataset", "b", r"small\.dataset: got 'b'; allowed: photos"),
         ("experiments/small/fl_models", ["b"], r"small\.fl_models: got 'b'; allowed: lenet"),
         ("experiments/small/defenses", ["b"], r"small\.defenses: got 'b'; allowed: gauss, none"),
-        ("experiments/small/attacks", ["b"], r"small\.attacks: got 'b'; allowed: ig, lti"),
+        ("experiments/small/attacks", ["b"], r"small\.attacks: got 'b'; allowed: gi-gip, ig"),
         ("experiments/small/attacks", [], r"small\.attacks: got \[\]; .*at least 1"),
         ("experiments/small/metrics", ["x"], r"small\.metrics: got 'x'; allowed: .*mse.*ssim"),
-        ("experiments/small/batch_sizes", [1, 4], r"batch_sizes: got 4; allowed: 1\. Larger bat"),
+        (
+            "experiments/small/batch_sizes",
+            [1, 0],
+            r"small\.batch_sizes: got 0; allowed: 1 to .*, 16",
+        ),
+        (
+            "experiments/small/batch_sizes",
+            [17],
+            r"small\.batch_sizes: got 17; allowed: 1 to .*, 16",
+        ),
+        ("experiments/small/batch_sizes", ["x"], r"small\.batch_sizes\[0\]: got 'x'; .*integer"),
         ("experiments/small/pictured", 17, r"pictured: got 17; allowed: 1 to .*victims, 16"),
         ("experiments/small/victims/size", 0, r"small\.victims\.size: got 0; .*equal to 1"),
         ("experiments/small/victims/n", 1, r"small\.victims\.n: unknown key \(value 1\); allowed:"),
@@ -98,6 +143,87 @@ def test_a_message_has_the_key_the_value_and_what_is_allowed(values, path, value
     with pytest.raises(LTIError, match=message) as caught:
         parse_config(values)
     assert len(str(caught.value).splitlines()) == 1
+
+
+WHEN = {"defense": "sign"}
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        (3, r": got 3; input should be a valid dictionary"),
+        ({"inverter": "tuned"}, r"\.when: missing; expected a map from some of fl_model, batch_si"),
+        ({"when": {}, "inverter": "tuned"}, r"\.when: got {}; expected a map from some of"),
+        ({"when": "sign"}, r"\.when: got 'sign'; expected a map from some of"),
+        (
+            {"when": {"defens": "sign"}, "inverter": "x"},
+            r"\.when\.defens: unknown key \(value 'sign'\); allowed: fl_model, batch_size, defense",
+        ),
+        (
+            {"when": {"defense": "rot13"}},
+            r"\.when\.defense: got 'rot13'; allowed: gauss, none, sig",
+        ),
+        ({"when": {"defense": ["sign", 3]}}, r"\.when\.defense: got 3; allowed: gauss, none, sign"),
+        ({"when": {"fl_model": "vgg"}}, r"\.when\.fl_model: got 'vgg'; allowed: lenet"),
+        (
+            {"when": {"batch_size": 0}},
+            r"\.when\.batch_size: got 0; allowed: integers of at least 1",
+        ),
+        ({"when": {"batch_size": [1, "2"]}}, r"\.when\.batch_size: got '2'; allowed: integers"),
+        (
+            {"when": WHEN, "inverterr": "x"},
+            r"\.inverterr: unknown key \(value 'x'\); allowed: inverter, projection, victims, when",
+        ),
+        (
+            {"when": WHEN, "use": "ig"},
+            r"\.use: unknown key \(value 'ig'\); allowed: inverter, proj",
+        ),
+        ({"when": WHEN, "overrides": []}, r"\.overrides: unknown key \(value \[\]\); allowed: inv"),
+        ({"when": WHEN, "victims": 0}, r"\.victims: got 0; input should be greater than or equal"),
+        (
+            {"when": WHEN, "inverter": ["a"]},
+            r"\.inverter: got \['a'\]; input should be a valid str",
+        ),
+        ({"when": WHEN, "inverter": "big"}, r"\.inverter: got 'big'; allowed: dropout, tuned"),
+        ({"when": WHEN, "projection": "x"}, r"\.projection: got 'x'; allowed: half, identity"),
+    ],
+)
+def test_a_wrong_override_is_told_by_its_place(values, override, message):
+    values["attacks"]["lti"]["overrides"].append(override)
+    with pytest.raises(LTIError, match=rf"^attacks\.lti\.overrides\[2\]{message}") as caught:
+        parse_config(values)
+    assert len(str(caught.value).splitlines()) == 1
+
+
+def test_all_problems_of_overrides_are_listed(values):
+    values["attacks"]["lti"]["overrides"] = [
+        {"when": {"defens": "sign", "batch_size": 0}, "inverterr": "x", "victims": 0},
+        {"inverter": 3},
+    ]
+    with pytest.raises(LTIError) as caught:
+        parse_config(values)
+    assert [line.partition(": ")[0] for line in str(caught.value).splitlines()] == [
+        "attacks.lti.overrides[0].inverterr",
+        "attacks.lti.overrides[0].when.defens",
+        "attacks.lti.overrides[0].when.batch_size",
+        "attacks.lti.overrides[0].victims",
+        "attacks.lti.overrides[1].when",
+        "attacks.lti.overrides[1].inverter",
+    ]
+
+
+def test_a_setting_of_an_override_is_that_of_its_cells_alone(values):
+    plan = Plan(parse_config(values))
+
+    def settings(defense: str, batch_size: int) -> tuple[str, str]:
+        attack = plan.attack_on("lti", fl_model="lenet", batch_size=batch_size, defense=defense)
+        assert attack.overrides == []
+        return attack.inverter, attack.projection
+
+    assert settings("none", 1) == ("tuned", "identity")
+    assert settings("sign", 1) == ("dropout", "identity")
+    assert settings("gauss", 2) == ("tuned", "half")
+    assert settings("sign", 2) == ("dropout", "half")
 
 
 def test_a_missing_key_is_named(values):
@@ -130,7 +256,7 @@ def test_all_problems_are_listed_at_once(values):
 def test_all_problems_of_one_experiment_are_listed(values):
     change(values, "experiments/small/dataset", "b")
     change(values, "experiments/small/defenses", ["x", "sign", "y"])
-    change(values, "experiments/small/batch_sizes", [4])
+    change(values, "experiments/small/batch_sizes", [99])
     with pytest.raises(LTIError) as caught:
         parse_config(values)
     lines = str(caught.value).splitlines()
@@ -138,7 +264,7 @@ def test_all_problems_of_one_experiment_are_listed(values):
         "experiments.small.dataset: got 'b'",
         "experiments.small.defenses: got 'x'",
         "experiments.small.defenses: got 'y'",
-        "experiments.small.batch_sizes: got 4",
+        "experiments.small.batch_sizes: got 99",
     ]
 
 
@@ -147,15 +273,17 @@ def test_a_reference_that_is_no_name_is_a_problem_like_others(values):
     with pytest.raises(LTIError, match=r"attacks\.lti\.inverter: got \['tuned'\]"):
         parse_config(values)
     change(values, "attacks/lti/inverter", "tuned")
-    change(values, "attacks/lti/inverter_for", 3)
-    with pytest.raises(LTIError, match=r"^attacks\.lti\.inverter_for: got 3; .*dict"):
+    change(values, "attacks/lti/overrides", 3)
+    with pytest.raises(LTIError, match=r"^attacks\.lti\.overrides: got 3; .*list"):
         parse_config(values)
-    change(values, "attacks/lti/inverter_for", {"sign": "big", "rot13": "tuned"})
+
+
+def test_the_default_of_a_reference_must_be_there(values):
+    del values["projections"]["identity"]
     with pytest.raises(LTIError) as caught:
         parse_config(values)
     assert str(caught.value).splitlines() == [
-        "attacks.lti.inverter_for.sign: got 'big'; allowed: tuned",
-        "attacks.lti.inverter_for: got 'rot13'; allowed: gauss, none, sign",
+        f"attacks.{name}.projection: got 'identity'; allowed: half" for name in ("lti", "nearest")
     ]
 
 
@@ -163,20 +291,17 @@ def test_mirrored_images_need_their_gradients(values):
     values["experiments"]["small"]["auxiliary"]["mirrored"] = False
     with pytest.raises(LTIError, match=r"small\.auxiliary\.mirrored: got False.*inverters\.tuned"):
         parse_config(values)
+    values["inverters"]["tuned"]["use_mirrored"] = False
+    # Of the inverter that only an override names.
+    with pytest.raises(LTIError, match=r"^experiments.*got False.*inverters\.dropout") as caught:
+        parse_config(values)
+    assert len(str(caught.value).splitlines()) == 1
 
 
-@pytest.mark.parametrize("name", ["all", "observe"])
+@pytest.mark.parametrize("name", ["all", "observe", "train_generator", "table1", "figure4"])
 def test_an_experiment_cannot_have_the_name_of_a_rule(values, name):
     values["experiments"][name] = values["experiments"]["small"]
     with pytest.raises(LTIError, match=rf"experiments\.{name}: got the name of a rule"):
-        parse_config(values)
-
-
-def test_a_projection_belongs_to_an_fl_model(values):
-    values["projections"] = {"lenet": {"use": "hash", "ratio": 0.25}}
-    assert Plan(parse_config(values)).projection("lenet").ratio == 0.25
-    values["projections"] = {"resnet": {"use": "hash"}}
-    with pytest.raises(LTIError, match=r"projections: got 'resnet'; allowed: lenet"):
         parse_config(values)
 
 
@@ -193,18 +318,74 @@ def test_an_experiments_cells_are_the_product_of_its_lists(values):
         ("photos", "photos-n16-s1", "lenet", 1)
     }
     assert plan.victims_of("small") == "photos-n16-s1"
-    assert plan.metrics == ["mse", "psnr", "ssim"]
+    assert plan.metrics_of(**vars(cells[0])) == ["mse", "psnr", "ssim"]
     with pytest.raises(LTIError, match="unknown experiment 'large'; known: small"):
         list(plan.cells("large"))
 
 
+def test_attacks_that_need_auxiliary_data_say_which_in_their_path(values):
+    experiment = values["experiments"]["small"]
+    experiment["attacks"] = ["ig", "lti", "nearest", "gi-gip"]
+    experiment["batch_sizes"] = [2, 1]
+    cells = list(Plan(parse_config(values)).cells("small"))
+    assert [cell.batch_size for cell in cells] == [2] * 12 + [1] * 12
+    assert [cell.attack for cell in cells[:4]] == [
+        "ig",
+        *(f"{name}@photos-n64-s3" for name in ("lti", "nearest", "gi-gip")),
+    ]
+
+
+def test_experiments_measure_the_cells_that_they_share_once_and_for_all_of_them(values):
+    values["experiments"]["other"] = {
+        **values["experiments"]["small"],
+        "defenses": ["sign"],
+        "metrics": ["lpips", "psnr"],
+    }
+    plan = Plan(parse_config(values))
+    metrics = {
+        (cell.defense, cell.attack.partition("@")[0]): plan.metrics_of(**vars(cell))
+        for cell in plan.cells("small")
+    }
+    plain = ["mse", "psnr", "ssim"]
+    for attack in ("lti", "ig"):
+        assert metrics["sign", attack] == [*plain, "lpips"]
+        assert metrics["none", attack] == metrics["gauss", attack] == plain
+    assert plan.backbones([*plain, "lpips", "lpips_alex"]) == ["alexnet", "vgg16"]
+    assert plan.backbones(plain) == []
+
+
 def test_defenses_that_only_add_noise_share_the_undefended_store(values):
     plan = Plan(parse_config(values))
-    stores = {name: plan.stored_defense(name) for name in ("none", "gauss", "sign")}
+    stores = {name: plan.stored_defense(name, 2) for name in ("none", "gauss", "sign")}
     assert stores == {"none": "undefended", "gauss": "undefended", "sign": "sign"}
-    assert json.loads(plan.stored_defense_settings("undefended")) == {"use": "none"}
-    assert json.loads(plan.stored_defense_settings("sign")) == {"use": "sign"}
+    assert json.loads(plan.stored_defense_settings("undefended"))["use"] == "none"
+    assert plan.stored_defense_settings("sign") == plan.settings("defenses", "sign")
     assert [plan.stored_defense_name(name) for name in ("undefended", "sign")] == ["none", "sign"]
+
+
+def test_a_defense_of_the_batchs_mean_reads_the_whole_undefended_gradients(values):
+    change(values, "defenses/sign/defense_at", "batch")
+    plan = Plan(parse_config(values))
+    # A batch of one is its own mean.
+    assert (plan.stored_defense("sign", 1), plan.stored_defense("sign", 2)) == (
+        *("sign", "undefended"),
+    )
+    assert plan.stored_projection("half", "sign", 1) == "half"
+    assert plan.stored_projection("half", "sign", 2) == "identity"
+    assert plan.stored_projection("half", "gauss", 2) == "half"
+
+
+def test_a_defense_of_the_batchs_mean_needs_an_identity_projection(values):
+    change(values, "defenses/sign/defense_at", "batch")
+    change(values, "projections", {"half": {"use": "hash"}})
+    change(values, "attacks/nearest/projection", "half")
+    change(values, "attacks/lti/projection", "half")
+    Plan(parse_config(values))
+    change(values, "experiments/small/batch_sizes", [1, 2])
+    with pytest.raises(
+        LTIError, match=r"defenses\.sign: got defense_at 'batch'.*identity.*Add one"
+    ):
+        Plan(parse_config(values))
 
 
 def test_no_defense_may_take_the_name_of_the_undefended_store(values):
@@ -215,14 +396,18 @@ def test_no_defense_may_take_the_name_of_the_undefended_store(values):
 
 def everything(plan: Plan) -> dict[str, str]:
     """The settings behind every identifier, as the rules see them."""
-    sections = ("datasets", "fl_models", "defenses", "inverters", "attacks")
+    sections = ("datasets", "fl_models", "projections", "defenses", "inverters", "generators")
     found = {
         f"{section}.{name}": plan.settings(section, name)
         for section in sections
         for name in getattr(plan, section)
     }
+    for cell in plan.cells("small"):
+        name = cell.attack.partition("@")[0]
+        attack = plan.attack_on(name, fl_model="lenet", batch_size=1, defense=cell.defense)
+        found[f"attacks.{name}.{cell.defense}"] = canonical_json(attack.canonical())
     for defense in plan.defenses:
-        stored = plan.stored_defense(defense)
+        stored = plan.stored_defense(defense, 1)
         found[f"store.{stored}"] = plan.stored_defense_settings(stored)
     return found
 
@@ -232,8 +417,15 @@ def test_a_changed_sigma_changes_the_settings_of_gauss_and_nothing_else(values):
     change(values, "defenses/gauss/sigma", 0.2)
     after = everything(Plan(parse_config(values)))
     assert {key for key in before if before[key] != after[key]} == {"defenses.gauss"}
-    assert json.loads(after["defenses.gauss"]) == {"use": "gauss", "sigma": 0.2}
+    assert json.loads(after["defenses.gauss"])["sigma"] == 0.2
     assert before.keys() == after.keys()
+
+
+def test_a_changed_override_changes_the_settings_of_its_cells_and_nothing_else(values):
+    before = everything(Plan(parse_config(values)))
+    change(values, "attacks/lti/overrides", [{"when": WHEN, "victims": 3}])
+    after = everything(Plan(parse_config(values)))
+    assert {key for key in before if before[key] != after[key]} == {"attacks.lti.sign"}
 
 
 def test_settings_are_canonical(values):
@@ -248,6 +440,7 @@ def test_one_auxiliary_set_cannot_be_both_with_and_without_mirrored_images(value
     other = copy.deepcopy(values["experiments"]["small"])
     other["auxiliary"]["mirrored"] = False
     values["inverters"]["tuned"]["use_mirrored"] = False
+    values["inverters"]["dropout"]["use_mirrored"] = False
     values["experiments"]["other"] = other
     with pytest.raises(LTIError, match="photos-n64-s3 is asked for with and without mirrored"):
         Plan(parse_config(values))

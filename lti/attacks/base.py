@@ -176,10 +176,8 @@ def _when_problems(where: str, when: Any) -> Iterator[str]:
         got = "missing" if when is None else f"got {when!r}"
         yield f"{where}: {got}; expected a map from some of {', '.join(AXES)} to one or a list each"
         return
-    for axis in sorted(when.keys() - set(AXES), key=str):
-        yield (
-            f"{where}.{axis}: unknown key (value {when[axis]!r}); allowed: {', '.join(sorted(AXES))}"
-        )
+    for key in sorted(when.keys() - set(AXES), key=str):
+        yield f"{where}.{key}: unknown key (value {when[key]!r}); allowed: {', '.join(AXES)}"
     for value in as_list(when.get("batch_size", [])):
         if type(value) is not int or value < 1:
             yield f"{where}.batch_size: got {value!r}; allowed: integers of at least 1"

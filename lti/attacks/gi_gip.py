@@ -65,9 +65,7 @@ class GenerativeImagePrior(OptimisationAttack):
         """Steps of both stages, every restart counted."""
         return self.restarts * self.iterations_latent + self.iterations_weights
 
-    def floats_per_problem(
-        self, matching: int, batch_size: int, knowledge: TrainedGenerator
-    ) -> int:
+    def floats_per_problem(self, matching: int, knowledge: TrainedGenerator) -> int:
         """Return the larger of the two stages' memory (see the base)."""
         weights = sum(parameter.numel() for parameter in knowledge.network.parameters())
         return max(self.restarts * matching, matching + COPIES_OF_WEIGHTS * weights)

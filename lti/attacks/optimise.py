@@ -99,9 +99,7 @@ class OptimisationAttack(Attack):
             )
         count, batch_size = len(observations.gradient), observations.batch_size
         coordinates = batch_size * observations.gradient.shape[1]
-        per_problem = self.floats_per_problem(
-            FLOATS_PER_COORDINATE * coordinates, batch_size, knowledge
-        )
+        per_problem = self.floats_per_problem(FLOATS_PER_COORDINATE * coordinates, knowledge)
         at_once = self.victims_at_once or max(1, FLOATS_AT_ONCE // per_problem)
         progress.start(total=self.steps_per_victim * count, unit="victim-steps")
         shape = self.start_shape(batch_size, observations.sample_shape, knowledge)
@@ -163,8 +161,8 @@ class OptimisationAttack(Attack):
         """Steps that are spent on one victim batch, restarts included."""
         return self.iterations_in_all
 
-    def floats_per_problem(self, matching: int, batch_size: int, knowledge: Any) -> int:
-        """Return the memory that a problem takes, given what matching gradients takes."""
+    def floats_per_problem(self, matching: int, knowledge: Any) -> int:
+        """Return the float32 numbers that a problem takes, given what matching takes."""
         return matching
 
     @abstractmethod

@@ -33,5 +33,9 @@ class Projection(Settings):
 
 PROJECTIONS: Registry[Projection] = Registry(
     "projections",
-    modules={"hash": "lti.projections.hash", "identity": "lti.projections.identity"},
+    modules={
+        "hash": "lti.projections.hash",
+        "identity": "lti.projections.identity",
+        "select": "lti.projections.select",
+    },
 )
