@@ -85,6 +85,8 @@ def _type(annotation: Any) -> str:
         return f"{_type(arguments[0])} ({limits})" if limits else _type(arguments[0])
     if origin is list:
         return f"list of {_type(arguments[0])}"
+    if origin is tuple and arguments[1:] == (...,):
+        return f"list of {_type(arguments[0])}"
     if origin is tuple:
         return f"list of {len(arguments)}, each: {_type(arguments[0])}"
     if arguments == (str, Any):

@@ -522,42 +522,73 @@ def test_observations_of_another_model_or_batch_size_are_refused(lenet, images):
         replace(observations, batch_size=2)
 
 
-def test_lti_is_one_pass_of_the_inverter(lenet, images, tmp_path):
+@pytest.mark.parametrize("batch_size", [1, 3])
+def test_lti_is_one_pass_of_the_inverter(lenet, tmp_path, batch_size):
+    sizes: list[int] = []
+
     class Fake:
-        sizes: list[int] = []  # noqa: RUF012
         defense = DEFENSES["none"]()
         fl_model_digest = network_digest(lenet[1])
 
-        def invert(self, rows):
-            self.sizes.append(len(rows))
+        def __init__(self) -> None:
+            self.batch_size = batch_size
+
+        def invert(self, rows, label):
+            sizes.append(len(rows))
             # Beyond the box on both sides, and a number of each victim's own.
-            return rows[:, :1, None, None, None].expand(-1, 1, 3, 32, 32) * 3 - 1
+            value = rows[:, :1] * 3 - 1 + label / 100
+            return value[:, :, None, None, None].expand(-1, batch_size, 3, 32, 32)
 
     rows = torch.linspace(0, 1, 600)[:, None].expand(600, 15_826)
-    labels = torch.zeros(600, 1, dtype=torch.int64)
-    observations = Observations(rows, labels, 1, *lenet, DEFENSES["none"](), (3, 32, 32))
+    labels = torch.arange(600)[:, None] % 10 + torch.arange(batch_size)
+    observations = Observations(rows, labels, batch_size, *lenet, DEFENSES["none"](), (3, 32, 32))
     attack = ATTACKS["lti"](inverter="tuned")
-    assert attack.needs_inverter and not ATTACKS["ig"].needs_inverter
-    result = attack.reconstruct(
-        observations,
-        compute=CPU,
-        seed=0,
-        progress=Progress("test"),
-        checkpoints=tmp_path,
-        inverter=Fake(),
-    )
-    assert sum(Fake.sizes) == 600
-    expected = (torch.linspace(0, 1, 600) * 3 - 1).clamp(0, 1)
-    assert result.shape == (600, 1, 3, 32, 32)
-    torch.testing.assert_close(result[:, 0, 0, 0, 0], expected)
+    assert attack.needs == ("inverter",) and ATTACKS["ig"].needs == ()
+
+    def run(inverter):
+        return attack.reconstruct(
+            observations,
+            compute=CPU,
+            seed=0,
+            progress=Progress("test"),
+            checkpoints=tmp_path,
+            knowledge=inverter,
+        ).sample
+
+    result = run(Fake())
+    assert sum(sizes) == 600
+    expected = (rows[:, :1] * 3 - 1 + labels / 100).clamp(0, 1)
+    assert result.shape == (600, batch_size, 3, 32, 32)
+    torch.testing.assert_close(result[:, :, 0, 0, 0], expected)
     assert math.isclose(float(result.max()), 1) and float(result.min()) == 0
-    for impostor in ({"defense": DEFENSES["sign"]()}, {"fl_model_digest": "0" * 16}):
+    for key, value in (
+        ("defense", DEFENSES["sign"]()),
+        ("fl_model_digest", "0" * 16),
+        ("batch_size", 2),
+    ):
+        impostor = Fake()
+        setattr(impostor, key, value)
         with pytest.raises(LTIError, match="the inverter was trained against"):
-            attack.reconstruct(
-                observations,
-                compute=CPU,
-                seed=0,
-                progress=Progress("test"),
-                checkpoints=tmp_path,
-                inverter=type("Impostor", (Fake,), impostor)(),
-            )
+            run(impostor)
+
+
+def test_overrides_apply_to_their_cells_and_later_ones_win():
+    attack = ATTACKS["ig"](
+        iterations=100,
+        victims=8,
+        overrides=[
+            {"when": {"fl_model": ["a", "b"]}, "iterations": 50},
+            {"when": {"batch_size": 4, "defense": "sign"}, "iterations": 25, "tv": 0.5},
+        ],
+    )
+
+    def on(fl_model, batch_size, defense):
+        cell = attack.on(fl_model=fl_model, batch_size=batch_size, defense=defense)
+        assert cell.overrides == [] and cell.victims == 8
+        return cell.iterations, cell.tv
+
+    assert on("c", 4, "none") == (100, attack.tv)
+    assert on("b", 4, "none") == (50, attack.tv)
+    assert on("c", 4, "sign") == (25, 0.5)
+    assert on("a", 4, "sign") == (25, 0.5)
+    assert on("a", 1, "sign") == (50, attack.tv)

@@ -266,7 +266,7 @@ def test_samples_are_grouped_anew_every_epoch(auxiliary, memory_mib):
             stored = torch.cat([data.store.rows(i, i + 1) for i in index.flatten().tolist()])
             torch.testing.assert_close(batch, stored.unflatten(0, index.shape).mean(dim=1))
             drawn += index.tolist()
-        flat = sum(drawn, [])
+        flat = [row for group in drawn for row in group]
         assert len(flat) == len(set(flat)) == 80 and set(flat) <= set(rows)
         groups.append({frozenset(group) for group in drawn})
     assert groups[0] == groups[2]

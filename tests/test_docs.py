@@ -4,24 +4,33 @@ from __future__ import annotations
 
 import importlib.util
 import re
+import shlex
 import sys
 import tomllib
 from pathlib import Path
 from types import ModuleType
+from typing import Literal
 
+import numpy as np
 import pytest
 import torch
 import yaml
 
 import lti
-from lti.config import parse_config
+from lti.attacks import ATTACKS
+from lti.attacks.lti import LearningToInvert
+from lti.config import RULES, SECTIONS, parse_config
+from lti.data.dataset import LabelledImages
+from lti.data.selection import write_selection
 from lti.defenses import DEFENSES
 from lti.errors import LTIError
-from lti.fl_models import FL_MODELS
+from lti.fl_models import FL_MODELS, save_fl_model
 from lti.gradients.per_sample import per_sample_gradient_function
+from lti.gradients.store import GradientStore
 from lti.modules import source_files
 from lti.plan import Plan
-from lti.seeding import torch_generator
+from lti.seeding import numpy_generator, torch_generator
+from lti.stages.gradients import observe
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -82,9 +91,14 @@ def example_config() -> dict:
 def test_example_defense_is_found_and_configured(example: Path) -> None:
     plan = Plan(parse_config(example_config()))
     defense = plan.defenses["clip-gauss"]
-    assert defense.canonical() == {"use": "clip-gauss", "clip": 1.0, "noise": 0.01}
+    assert defense.canonical() == {
+        "use": "clip-gauss",
+        "clip": 1.0,
+        "noise": 0.01,
+        "defense_at": "sample",
+    }
     assert type(defense).source == "Abadi et al. 2016, algorithm 1"
-    assert plan.stored_defense("clip-gauss") == "clip-gauss"
+    assert plan.stored_defense("clip-gauss", 1) == "clip-gauss"
     assert {cell.defense for cell in plan.cells("mine")} == {"none", "clip-gauss"}
     # Editing the example's module reruns its cells.
     assert str(example) in source_files("gradients", (DEFENSES, "clip-gauss"))
@@ -119,6 +133,48 @@ def test_example_defense_defends_gradients(example: Path) -> None:
     torch.testing.assert_close(summed - clipped, 2 * (sent - clipped), atol=1e-6, rtol=1e-4)
 
 
+@pytest.mark.parametrize("at", ["sample", "batch"])
+def test_example_defense_acts_on_samples_or_on_the_mean(
+    example: Path, tmp_path: Path, at: Literal["sample", "batch"]
+) -> None:
+    values = example_config()
+    values["defenses"]["clip-gauss"] |= {"defense_at": at, "noise": 0.0}
+    values["experiments"]["mine"]["batch_sizes"] = [1, 2]
+    plan = Plan(parse_config(values))
+    stored = {"sample": "clip-gauss", "batch": "undefended"}[at]
+    assert plan.stored_defense("clip-gauss", 1) == "clip-gauss"
+    assert plan.stored_defense("clip-gauss", 2) == stored
+
+    victims, fl_model = tmp_path / "victims.safetensors", tmp_path / "lenet.safetensors"
+    draw = numpy_generator(0, "test")
+    image = draw.integers(256, size=(4, 3, 32, 32), dtype=np.uint8)
+    label = draw.integers(10, size=4)
+    facts = {"dataset": "test", "part": "victims", "seed": 0, "size": 4, "class_names": []}
+    write_selection(victims, LabelledImages(image, label, np.arange(4)), metadata=facts)
+    model = FL_MODELS.parse({"use": "lenet"})
+    save_fl_model(fl_model, tmp_path / "lenet.json", model, 10)
+    output, manifest = tmp_path / "observed.zarr", tmp_path / "observed.manifest.json"
+    observe(
+        victims=victims,
+        fl_model=fl_model,
+        defense=plan.settings("defenses", "clip-gauss"),
+        batch_size=2,
+        output=output,
+        manifest=manifest,
+    )
+    gradients = per_sample_gradient_function(model, model.build(10))
+    each = gradients(torch.from_numpy(image) / 255, torch.from_numpy(label))
+    each = each.unflatten(0, (2, 2))
+
+    def clip(gradient: torch.Tensor) -> torch.Tensor:
+        return gradient / gradient.norm(dim=-1, keepdim=True).clamp_min(1.0)
+
+    expected = clip(each).mean(dim=1) if at == "sample" else clip(each.mean(dim=1))
+    assert not torch.allclose(clip(each).mean(dim=1), clip(each.mean(dim=1)), atol=1e-4)
+    received = GradientStore.open(output, manifest).rows(0, 2)
+    torch.testing.assert_close(received, expected, atol=1e-6, rtol=1e-4)
+
+
 def generator() -> ModuleType:
     path = ROOT / "docs" / "generate_configuration.py"
     spec = importlib.util.spec_from_file_location("generate_configuration", path)
@@ -135,14 +191,15 @@ def test_configuration_page_follows_the_schema() -> None:
 
 def test_configuration_page_names_every_key() -> None:
     page = (ROOT / "docs" / "configuration.md").read_text()
-    for section, entries in config().items():
-        assert f"`{section}`" in page
-        if section in ("results", "experiments", "store"):
-            continue
-        for settings in entries.values():
+    given = config()
+    for section in given:
+        assert f"| `{section}` |" in page
+    for section in SECTIONS:
+        for settings in given.get(section, {}).values():
             assert f"`{section}`: `use: {settings['use']}`" in page
-            for key in settings:
-                assert key == "use" or f"| `{key}` |" in page
+            overridden = [key for entry in settings.get("overrides", []) for key in entry]
+            for key in {*settings, *overridden} - {"use", "when"}:
+                assert f"| `{key}` |" in page
 
 
 def test_readme_has_the_two_commands_and_the_picture_below_the_first() -> None:
@@ -167,22 +224,76 @@ def test_links_lead_somewhere(page: Path) -> None:
             assert anchor in {slug(heading) for heading in headings}, f"{page.name}: {target}"
 
 
+def commands() -> list[tuple[str, list[str]]]:
+    """Every Snakemake command of the pages, with the options as a shell would split them."""
+    found = []
+    for page in PAGES:
+        for block in blocks(page, "bash"):
+            for line in block.replace("\\\n", " ").splitlines():
+                _, called, options = line.partition("uv run snakemake")
+                # A placeholder stands for something of the reader's own.
+                options = options.replace("<plugin>", "local").replace("<folder>", "none")
+                if called:
+                    found.append((f"{page.name}: {line}", shlex.split(options, comments=True)))
+    return found
+
+
+def test_commands_of_the_pages_are_understood() -> None:
+    """An option that takes several values must not swallow the target."""
+    from snakemake.cli import parse_args
+
+    known = {*RULES, *config()["experiments"], *example_config()["experiments"]}
+    assert len(commands()) > 15
+    for where, options in commands():
+        targets = parse_args(options)[1].targets
+        if "--unlock" not in options:
+            assert targets, where
+        for target in targets:
+            assert target in known or target.startswith("results/"), where
+
+
+def test_chain_page_has_the_paths_of_the_rules() -> None:
+    page = (ROOT / "docs" / "how-it-works.md").read_text()
+    named = re.findall(r"^\| `\w+` \| `([^`]+)` \|", page, re.M)
+    code = (ROOT / "workflow" / "rules" / "common.smk").read_text()
+    (attacked,) = re.findall(r'^ATTACKED = "(.+)"$', code, re.M)
+    patterns = re.findall(r'f"\{RESULTS\}/(.+)"', code.replace("{ATTACKED}", attacked))
+    paths = {re.sub(r"\{+(\w+)\}+", r"<\1>", pattern) for pattern in patterns}
+    experiments = [path for path in named if path.startswith("experiments/<experiment>/")]
+    assert len(experiments) == 3 and len(named) == 14
+    assert set(named) - set(experiments) <= paths
+
+
+def test_attacks_page_has_the_defaults() -> None:
+    page = (ROOT / "docs" / "attacks.md").read_text()
+    rows = re.findall(r"^\| `([\w-]+)` \| `(\w+)` \| [^|]+ \| ([^|]+) \|$", page, re.M)
+    assert {attack for attack, _, _ in rows} == {"ig", "gi-gip"}
+    for attack, setting, default in rows:
+        assert ATTACKS[attack].model_fields[setting].default == float(default), (attack, setting)
+
+
 def test_targets_in_the_pages_exist() -> None:
-    """Every cell that a page names by its path is one of the configuration's."""
+    """Every artifact that a page names by its path is one of the configuration's."""
     plan = Plan(parse_config(config()))
-    cells = {
-        f"results/metrics/{c.victims}/{c.fl_model}/b{c.batch_size}/{c.defense}/{c.attack}.csv"
-        for experiment in plan.config.experiments
-        for c in plan.cells(experiment)
-    }
-    named = [
-        path
-        for page in PAGES
-        for block in blocks(page, "bash")
-        for path in re.findall(r"results/metrics/\S+\.csv", block)
-    ]
-    assert len(named) >= 3
-    assert set(named) <= cells
+    known = set()
+    for experiment in plan.config.experiments:
+        for c in plan.cells(experiment):
+            on = {"fl_model": c.fl_model, "batch_size": c.batch_size, "defense": c.defense}
+            batch = f"b{c.batch_size}/{c.defense}"
+            cell = f"{c.victims}/{c.fl_model}/{batch}/{c.attack}"
+            known.add(f"results/metrics/{cell}.csv")
+            known.add(f"results/reconstructions/{cell}.safetensors")
+            name, _, auxiliary = c.attack.partition("@")
+            attack = plan.attack_on(name, **on)
+            if isinstance(attack, LearningToInvert):
+                trained = f"{c.fl_model}/{attack.projection}/{batch}/{attack.inverter}"
+                known.add(f"results/inverters/{auxiliary}/{trained}.safetensors")
+    named = re.findall(
+        r"results/(?:metrics|reconstructions|inverters)/\w[^\s\"`]+\.(?:csv|safetensors)",
+        "".join(page.read_text() for page in PAGES),
+    )
+    assert len(named) >= 5
+    assert set(named) <= known
 
 
 def test_citation_and_changelog_are_of_this_version() -> None:

@@ -13,7 +13,7 @@ import pandas as pd
 import pytest
 from workflow_runner import AUXILIARY, VICTIMS, Checkout, finished_checkout
 
-SUMMARY = ["draw_reconstructions", "summarise_experiment"]
+TABLES = {"tiny": ("mse", "psnr", "ssim"), "pairs": ("psnr",)}
 ENDS = (".safetensors", ".json")
 TIMING = ["seconds", "samples_per_second", "peak_memory_mib"]
 
@@ -51,9 +51,24 @@ def appended(file: Path, text: str) -> Iterator[None]:
         file.write_bytes(before)
 
 
-def attacked(defense: str, *attacks: str) -> list[str]:
+def attacked(defense: str, *attacks: str, of: str = "") -> list[str]:
+    """Jobs of attacks on batches of one, or `of` others."""
     rules = ("run_attack", "measure_attack")
-    return [f"{rule} {defense} {attack}" for rule in rules for attack in attacks]
+    return [f"{rule} {defense} {attack}{of}" for rule in rules for attack in attacks]
+
+
+def tables(*experiments: str) -> list[str]:
+    return [f"tabulate_metric {name} {table}" for name in experiments for table in TABLES[name]]
+
+
+def summary(*experiments: str) -> list[str]:
+    """Jobs that follow from new values."""
+    return [*(f"summarise_experiment {name}" for name in experiments), *tables(*experiments)]
+
+
+def reported(*experiments: str) -> list[str]:
+    """Jobs that follow from new reconstructions."""
+    return [*summary(*experiments), *(f"draw_reconstructions {name}" for name in experiments)]
 
 
 def files_of(folder: Path) -> dict[str, Path]:
@@ -71,7 +86,7 @@ def test_code_of_the_checkout_is_run(edited):
     found = subprocess.check_output(command, env=environment, cwd=edited.folder, text=True)
     assert Path(found.strip()) == edited.folder / "lti" / "__init__.py"
     with appended(edited.folder / "lti/cli.py", "\nraise SystemExit('this is the copy')\n"):
-        target = "results/experiments/tiny/reconstructions.png"
+        target = "results/experiments/tiny/reconstructions.lenet.png"
         output = edited.run("--force", target, fails=True)
     assert "this is the copy" in output
     edited.run(target)  # the failed job took its output with it
@@ -113,20 +128,27 @@ def test_touched_data_are_not_even_read(finished, tmp_path):
     assert checkout.planned(options=["--max-checksum-file-size", "0"]) == []
 
 
+PAIR = " B=2"
+PAIRS = [f"{job} sign{PAIR}" for job in ("observe", "train_inverter")]
+PAIRS += attacked("sign", "lti", "gi-gip", "nearest", of=PAIR)
 GAUSS = ["observe gauss", "train_inverter gauss", *attacked("gauss", "lti", "ig")]
 LTI = [
     job
-    for defense in ("sign", "gauss")
-    for job in (f"train_inverter {defense}", *attacked(defense, "lti"))
+    for defense, of in (("sign", ""), ("gauss", ""), ("sign", PAIR))
+    for job in (f"train_inverter {defense}{of}", *attacked(defense, "lti", of=of))
 ]
 IG = [*attacked("sign", "ig"), *attacked("gauss", "ig")]
+GI_GIP = attacked("sign", "gi-gip", of=PAIR)
+NEAREST = attacked("sign", "nearest", of=PAIR)
+MEASURE = [job for job in LTI + IG + GI_GIP + NEAREST if job.startswith("measure")]
+BOTH = ("tiny", "pairs")
 
 
 @pytest.mark.parametrize(
     ("module", "expected"),
     [
         # The store of undefended gradients stays.
-        ("defenses/gauss.py", [*GAUSS, *SUMMARY]),
+        ("defenses/gauss.py", [*GAUSS, *reported("tiny")]),
         (
             "defenses/sign.py",
             [
@@ -134,31 +156,45 @@ IG = [*attacked("sign", "ig"), *attacked("gauss", "ig")]
                 "observe sign",
                 "train_inverter sign",
                 *attacked("sign", "lti", "ig"),
-                *SUMMARY,
+                *PAIRS,
+                *reported(*BOTH),
             ],
         ),
         ("defenses/prune.py", []),
-        ("attacks/ig.py", [*IG, *SUMMARY]),
-        ("attacks/lti.py", [job for job in LTI if "train" not in job] + SUMMARY),
-        ("inverters/tuned.py", [*LTI, *SUMMARY]),
-        ("inverters/encoder.py", [*LTI, *SUMMARY]),
-        ("inverters/trained.py", [*LTI, *SUMMARY]),
-        ("inverters/paper.py", []),
         (
-            "metrics/image.py",
+            "projections/identity.py",
             [
-                *(job for job in LTI + IG if job.startswith("measure")),
-                # The picture shows the mean PSNR.
-                *SUMMARY,
+                "compute_gradients sign",
+                "compute_gradients undefended",
+                *LTI,
+                *NEAREST,
+                *reported(*BOTH),
             ],
         ),
-        ("report/chart.py", ["summarise_experiment"]),
-        ("report/table.py", ["summarise_experiment"]),
-        ("report/picture.py", ["draw_reconstructions"]),
-        (
-            "report/paper_values.csv",
-            [*(job for job in LTI + IG if job.startswith("measure")), *SUMMARY[1:]],
-        ),
+        ("projections/hash.py", []),
+        ("attacks/ig.py", [*IG, *reported("tiny")]),
+        ("attacks/gi_gip.py", [*GI_GIP, *reported("pairs")]),
+        ("attacks/optimise.py", [*IG, *GI_GIP, *reported(*BOTH)]),
+        ("attacks/nearest.py", [*NEAREST, *reported("pairs")]),
+        ("attacks/lti.py", [*(job for job in LTI if "train" not in job), *reported(*BOTH)]),
+        ("generators/dcgan.py", ["train_generator dcgan", *GI_GIP, *reported("pairs")]),
+        ("generators/train.py", ["train_generator dcgan", *GI_GIP, *reported("pairs")]),
+        ("stages/generator.py", ["train_generator dcgan", *GI_GIP, *reported("pairs")]),
+        ("inverters/tuned.py", [*LTI, *reported(*BOTH)]),
+        ("inverters/encoder.py", [*LTI, *reported(*BOTH)]),
+        ("inverters/trained.py", [*LTI, *reported(*BOTH)]),
+        ("inverters/head.py", [*LTI, *reported(*BOTH)]),
+        ("inverters/batch_encoder.py", [*LTI, *reported(*BOTH)]),
+        ("inverters/paper.py", []),
+        # The picture shows the mean PSNR.
+        ("metrics/image.py", [*MEASURE, *reported(*BOTH)]),
+        ("metrics/lpips.py", []),
+        ("stages/backbone.py", []),
+        ("report/chart.py", [*summary(*BOTH)]),
+        ("report/grid_latex.py", tables(*BOTH)),
+        ("report/table.py", [*summary(*BOTH)]),
+        ("report/picture.py", [f"draw_reconstructions {name}" for name in BOTH]),
+        ("report/paper_values.csv", [*MEASURE, *summary(*BOTH)]),
     ],
 )
 def test_edited_module_reruns_what_depends_on_it(edited, module, expected):
@@ -174,18 +210,23 @@ def test_edited_module_of_an_early_stage_reruns_all_that_follows(edited, module)
     with appended(edited.folder / "lti" / module, "\n# edited\n"):
         planned = edited.planned()
     rules = {job.split()[0] for job in planned}
-    attacks = {"run_attack", "measure_attack", *SUMMARY}
+    attacks = {"run_attack", "measure_attack", *(job.split()[0] for job in reported(*BOTH))}
     fl_model = {"draw_fl_model", "compute_gradients", "observe", "train_inverter", *attacks}
+    data = {"prepare_dataset", "select_auxiliary", "select_victims", "train_generator", *fl_model}
     assert (
         rules
         == {
-            "data/photos.py": {"prepare_dataset", "select_auxiliary", "select_victims", *fl_model},
+            "data/photos.py": data,
             "fl_models/lenet.py": fl_model,
             "stages/train.py": {"train_inverter", *attacks},
-            "checkpoint.py": {"train_inverter", *attacks},
+            "checkpoint.py": {"train_generator", "train_inverter", *attacks},
         }[module]
     )
     assert ("run_attack sign ig" in planned) == (module != "stages/train.py")
+    # Gradients are neither of an inverter nor of its checkpoints.
+    assert ("run_attack sign nearest B=2" in planned) == (
+        module in ("data/photos.py", "fl_models/lenet.py")
+    )
 
 
 def test_finished_edit_is_done_once_and_changes_nothing_else(finished, tmp_path):
@@ -196,19 +237,35 @@ def test_finished_edit_is_done_once_and_changes_nothing_else(finished, tmp_path)
     checkout.run()
     after = {name: path.stat().st_mtime_ns for name, path in files_of(checkout.results).items()}
     changed = {name for name in after if before.get(name) != after[name]}
-    names = ("summary.csv", "summary.md", "summary.png")
-    assert changed == {f"experiments/tiny/{name}" for name in names}
+    assert changed == {
+        f"experiments/{experiment}/{name}"
+        for experiment in BOTH
+        for name in (
+            *("summary.csv", "summary.md", "summary.png"),
+            *(f"table_{t}.{end}" for t in TABLES[experiment] for end in ("csv", "md", "tex")),
+        )
+    }
     assert checkout.planned() == []
 
 
 @pytest.mark.parametrize(
     ("key", "value", "expected"),
     [
-        ("defenses.gauss.sigma", 0.2, [*GAUSS, *SUMMARY]),
-        ("attacks.ig.iterations", 4, [*IG, *SUMMARY]),
-        ("inverters.tuned.epochs", 3, [*LTI, *SUMMARY]),
-        ("experiments.tiny.pictured", 3, ["draw_reconstructions"]),
-        ("experiments.tiny.title", "Other", ["summarise_experiment"]),
+        ("defenses.gauss.sigma", 0.2, [*GAUSS, *reported("tiny")]),
+        ("attacks.ig.iterations", 4, [*IG, *reported("tiny")]),
+        ("attacks.gi-gip.iterations_latent", 4, [*GI_GIP, *reported("pairs")]),
+        (
+            "attacks.lti.overrides",
+            [{"when": {"batch_size": 2}, "victims": 3}],
+            [*attacked("sign", "lti", of=PAIR), *reported("pairs")],
+        ),
+        # Of other cells.
+        ("attacks.lti.overrides", [{"when": {"batch_size": 4}, "victims": 3}], []),
+        ("generators.dcgan.width", 5, ["train_generator dcgan", *GI_GIP, *reported("pairs")]),
+        ("inverters.tuned.epochs", 3, [*LTI, *reported(*BOTH)]),
+        ("projections.other", {"use": "hash"}, []),
+        ("experiments.tiny.pictured", 3, ["draw_reconstructions tiny"]),
+        ("experiments.tiny.title", "Other", summary("tiny")),
         # How, not what, is computed.
         ("store.memory_mib", 128, []),
         ("store.shard_mib", 2, []),
@@ -224,7 +281,9 @@ def test_changed_setting_reruns_what_uses_it(edited, key, value, expected):
 
 def test_setting_given_on_the_command_line_reruns_what_uses_it(edited):
     option = "defenses={gauss: {use: gauss, sigma: 0.2}}"
-    assert edited.planned("tiny", options=["--config", option]) == sorted([*GAUSS, *SUMMARY])
+    assert edited.planned("tiny", options=["--config", option]) == sorted(
+        [*GAUSS, *reported("tiny")]
+    )
 
 
 def test_single_cell_needs_only_its_own_chain(finished, tmp_path):
@@ -238,6 +297,13 @@ def test_single_cell_needs_only_its_own_chain(finished, tmp_path):
     training = ["select_auxiliary", "compute_gradients sign", "train_inverter sign"]
     assert checkout.planned(f"{cell}/lti@{AUXILIARY}.csv") == sorted(
         [*first, "observe sign", *training, *attacked("sign", "lti")]
+    )
+    cell = f"results/metrics/{VICTIMS}/lenet/b2/sign"
+    assert checkout.planned(f"{cell}/nearest@{AUXILIARY}.csv") == sorted(
+        [*first, f"observe sign{PAIR}", *training[:2], *NEAREST]
+    )
+    assert checkout.planned(f"{cell}/gi-gip@{AUXILIARY}.csv") == sorted(
+        [*first, f"observe sign{PAIR}", training[0], "train_generator dcgan", *GI_GIP]
     )
     assert not checkout.results.exists()
 

@@ -26,6 +26,7 @@ CONFIG: dict[str, Any] = {
     "store": {"chunk_mib": 0.25, "shard_mib": 1, "memory_mib": 64},
     "datasets": {"photos": {"use": "photos"}},
     "fl_models": {"lenet": {"use": "lenet", "seed": 0}},
+    "projections": {"identity": {"use": "identity"}},
     "defenses": {"sign": {"use": "sign"}, "gauss": {"use": "gauss", "sigma": 0.1}},
     "inverters": {
         "tuned": {
@@ -33,12 +34,25 @@ CONFIG: dict[str, Any] = {
             "epochs": 2,
             "hidden": 16,
             "components": 16,
+            "whitening": 0,  # its eigenvectors would take most of the time
             "checkpoint_seconds": 0,
         }
+    },
+    "generators": {
+        "dcgan": {"use": "dcgan", "epochs": 1, "batch_size": 32, "width": 4, "latent": 8}
     },
     "attacks": {
         "lti": {"use": "lti", "inverter": "tuned"},
         "ig": {"use": "ig", "iterations": 3},
+        "gi-gip": {
+            "use": "gi-gip",
+            "generator": "dcgan",
+            "restarts": 2,
+            "iterations_latent": 3,
+            "iterations_weights": 2,
+            "overrides": [{"when": {"batch_size": 2}, "victims": 2}],
+        },
+        "nearest": {"use": "nearest"},
     },
     "experiments": {
         "tiny": {
@@ -50,10 +64,26 @@ CONFIG: dict[str, Any] = {
             "auxiliary": {"size": 160},
             "victims": {"size": 8},
             "pictured": 4,
-        }
+        },
+        # What needs batches, a generator or the gradients themselves.
+        "pairs": {
+            "title": "Pairs",
+            "dataset": "photos",
+            "fl_models": ["lenet"],
+            "batch_sizes": [2],
+            "defenses": ["sign"],
+            "attacks": ["lti", "gi-gip", "nearest"],
+            "auxiliary": {"size": 160},
+            "victims": {"size": 8},
+            "metrics": ["psnr"],
+            "pictured": 4,
+        },
     },
 }
-SHOWN_WILDCARDS = ("part", "stored", "defense", "attack")
+SHOWN_WILDCARDS = (
+    *("part", "stored", "generator", "backbone", "defense", "attack", "experiment", "table"),
+    "batch_size",
+)
 
 
 class Checkout:
@@ -137,7 +167,7 @@ class Checkout:
     def planned(self, *targets: str, options: Sequence[str] = ()) -> list[str]:
         """Return what a run would do, sorted: rules with the wildcards that tell jobs apart.
 
-        Collection targets are left out.
+        Batches of one are not mentioned, and collection targets are left out.
         """
         output = self.run("--dry-run", "--quiet", "host", *options, "--", *targets)
         jobs = []
@@ -146,7 +176,12 @@ class Checkout:
             assert rule is not None, block
             found = re.search(r"^    wildcards: (.*)$", block, flags=re.MULTILINE)
             pairs = dict(pair.split("=") for pair in found[1].split(", ")) if found else {}
-            shown = [pairs[key].split("@")[0] for key in SHOWN_WILDCARDS if key in pairs]
+            pairs = {key: value.split("@")[0] for key, value in pairs.items()}
+            if pairs.get("batch_size", "1") != "1":
+                pairs["batch_size"] = f"B={pairs['batch_size']}"
+            else:
+                pairs.pop("batch_size", None)
+            shown = [pairs[key] for key in SHOWN_WILDCARDS if key in pairs]
             if "output:" in block:
                 jobs.append(" ".join([rule[1], *shown]))
         assert jobs or "Nothing to be done" in output, output
@@ -154,7 +189,7 @@ class Checkout:
 
     def inverter(self, defense: str, suffix: str = ".safetensors") -> Path:
         """Return a file of a trained inverter, relative to the folder."""
-        return Path(f"results/inverters/{AUXILIARY}/lenet/b1/{defense}/tuned{suffix}")
+        return Path(f"results/inverters/{AUXILIARY}/lenet/identity/b1/{defense}/tuned{suffix}")
 
 
 def finished_checkout(factory: pytest.TempPathFactory) -> Checkout:

@@ -6,7 +6,7 @@ shapes:
 1. *Factors.* The gradient of a linear layer is the outer product of its output's gradient
    ``u`` and its input ``v`` (bias: input 1). Both factors are recovered by alternating
    least squares over the coordinates that the defense left; every other parameter is
-   divided by ``|u|``, which takes the loss's magnitude out.
+   divided by ``|u|`` or by its own norm, which takes the loss's magnitude out.
 2. *Standardising* over the auxiliary set, among observed entries. Coordinates that never
    vary are dropped; where the defense hides an entry of some samples, whether it was seen
    becomes an input of its own.
@@ -17,6 +17,7 @@ shapes:
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from typing import Literal, TypeAlias
 
 import torch
 from torch import nn
@@ -24,7 +25,15 @@ from torch import nn
 from lti.compute import matmul_dtype
 from lti.gradients.layout import LinearBlock, ParameterLayout
 
-__all__ = ["GradientEncoder", "encoder_statistics", "factor_features", "whitening_matrix"]
+__all__ = [
+    "DivideBy",
+    "GradientEncoder",
+    "encoder_statistics",
+    "factor_features",
+    "whitening_matrix",
+]
+
+DivideBy: TypeAlias = Literal["head", "parameter"]
 
 LIMIT = 8.0  # standard deviations; an input beyond it is clamped
 RARE = 0.003  # an entry seen in a smaller share of the samples is dropped
@@ -54,13 +63,15 @@ def _factors(weight: torch.Tensor, bias: torch.Tensor) -> tuple[torch.Tensor, ..
 
 
 def factor_features(
-    layout: ParameterLayout, gradient: torch.Tensor
+    layout: ParameterLayout, gradient: torch.Tensor, *, divide_by: DivideBy = "head"
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Return the features of step 1 and whether each was observed.
 
     Args:
         layout: of the gradients.
         gradient: ``(b, p)`` float32, defended.
+        divide_by: what parameters of no linear layer are divided by: the last ``|u|``
+            (``head``) or the parameter's own root mean square.
 
     Returns:
         two tensors ``(b, f)``: float32 values, and bool: False where the defense left
@@ -77,6 +88,8 @@ def factor_features(
         values += [v, u / size, size.log()]
         observed += [v_seen, u_seen, torch.ones_like(size)]
     for rest in _others(layout, blocks):
+        if divide_by == "parameter":
+            size = gradient[:, rest].square().mean(dim=1, keepdim=True).sqrt().clamp_min(TINY)
         values.append(gradient[:, rest] / size)
         observed.append((gradient[:, rest] != 0).to(gradient.dtype))
     return torch.cat(values, dim=1), torch.cat(observed, dim=1).bool()
@@ -107,6 +120,7 @@ def encoder_statistics(
     blocks: Callable[[], Iterator[torch.Tensor]],
     *,
     power: float,
+    divide_by: DivideBy = "head",
 ) -> dict[str, torch.Tensor]:
     """Return the encoder's buffers, fitted to a sample of defended gradients.
 
@@ -115,8 +129,13 @@ def encoder_statistics(
         blocks: begins a pass over the sample, ``(m, p)`` float32 at a time; two passes are
             made, so memory stays that of a block.
         power: of whitening, from 0 (none) to 1 (full).
+        divide_by: see :func:`factor_features`.
     """
-    statistics, share = _moments(layout, blocks)
+
+    def features(rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return factor_features(layout, rows, divide_by=divide_by)
+
+    statistics, share = _moments(features, blocks)
     kept = statistics["kept"]
     places = []
     for start, stop, is_linear in _feature_blocks(layout):
@@ -132,7 +151,7 @@ def encoder_statistics(
     covariances = [torch.zeros(p.stop - p.start, p.stop - p.start) for _, p in places]
     count = 0
     for rows in blocks():
-        standard = _standardise(*factor_features(layout, rows), statistics)
+        standard = _standardise(*features(rows), statistics)
         count += len(standard)
         for (_, place), covariance in zip(places, covariances, strict=True):
             covariance.addmm_(standard[:, place].T, standard[:, place])
@@ -152,14 +171,15 @@ def whitening_matrix(covariance: torch.Tensor, power: float) -> torch.Tensor:
 
 
 def _moments(
-    layout: ParameterLayout, blocks: Callable[[], Iterator[torch.Tensor]]
+    features: Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]],
+    blocks: Callable[[], Iterator[torch.Tensor]],
 ) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
     """Return the statistics of step 2, and the share of samples in which each was seen."""
     total = 0
     count = first = second = torch.zeros(())
     shift: torch.Tensor | None = None
     for rows in blocks():
-        values, observed = factor_features(layout, rows)
+        values, observed = features(rows)
         seen = observed.double()
         if shift is None:  # the variance of what is far from zero needs an origin nearby
             shift = (values * seen).sum(0) / seen.sum(0).clamp_min(1)
@@ -204,11 +224,18 @@ class GradientEncoder(nn.Module):
     Args:
         layout: of the gradients.
         statistics: what :func:`encoder_statistics` returned.
+        divide_by: see :func:`factor_features`.
     """
 
-    def __init__(self, layout: ParameterLayout, statistics: Mapping[str, torch.Tensor]) -> None:
+    def __init__(
+        self,
+        layout: ParameterLayout,
+        statistics: Mapping[str, torch.Tensor],
+        *,
+        divide_by: DivideBy = "head",
+    ) -> None:
         super().__init__()
-        self.layout = layout
+        self.layout, self.divide_by = layout, divide_by
         for name, value in statistics.items():
             self.register_buffer(name, value.clone())
         self.shared_width = len(statistics["kept"]) + len(statistics["hidden"])
@@ -220,7 +247,7 @@ class GradientEncoder(nn.Module):
     @torch.no_grad()
     def forward(self, gradient: torch.Tensor, label: torch.Tensor | None = None) -> torch.Tensor:
         """Encode gradients, which give their labels away."""
-        values, observed = factor_features(self.layout, gradient)
+        values, observed = factor_features(self.layout, gradient, divide_by=self.divide_by)
         buffers = dict(self.named_buffers())
         dtype = matmul_dtype(gradient.device)
         standard = _standardise(values, observed, buffers)

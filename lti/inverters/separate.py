@@ -22,7 +22,7 @@ from lti.inverters.head import ClassifierHead
 
 __all__ = ["label_features", "separate"]
 
-ROUNDS = 3  # of least squares; the second already brings the error from 8 % to 3 %
+ROUNDS = 3  # of least squares; more change nothing that was measured
 TINY = 1e-6
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
@@ -38,6 +38,13 @@ class TunedInverter(Inverter):
     hidden: int = Field(2048, ge=1, description="Width of the residual network.")
     components: int = Field(768, ge=1, description="Principal components of the images.")
     whitening: float = Field(0.5, ge=0, le=1, description="Power of the inputs' whitening.")
+    divide_by: Literal["head", "parameter"] = Field(
+        "head",
+        description=(
+            "Where B = 1: what takes the loss's magnitude out of the parameters of no linear "
+            "layer, the last layer's factor or the parameter's own root mean square."
+        ),
+    )
     ridge: float = Field(
         1e-4, gt=0, description="Where B > 1: of the least squares that tell samples apart."
     )
@@ -55,6 +62,7 @@ class TunedInverter(Inverter):
                 task.layout,
                 lambda: (gradient for gradient, _ in sample.blocks()),
                 power=self.whitening,
+                divide_by=self.divide_by,
             )
         else:
             encoder = batch_encoder_statistics(
@@ -82,7 +90,7 @@ class TunedInverter(Inverter):
         buffers = {k.removeprefix(prefix): v for k, v in statistics.items() if k.startswith(prefix)}
         encoder: GradientEncoder | BatchEncoder
         if task.batch_size == 1:
-            encoder = GradientEncoder(task.layout, buffers)
+            encoder = GradientEncoder(task.layout, buffers, divide_by=self.divide_by)
         else:
             encoder = BatchEncoder(
                 task.layout,

@@ -5,7 +5,7 @@ rule run_attack:
         fl_model=fl_model_for(".safetensors", dataset_of_victims),
         fl_model_card=fl_model_for(".json", dataset_of_victims),
         knowledge=lambda wildcards: knowledge_files(wildcards).values(),
-        knowledge_cards=lambda wildcards: knowledge_files(wildcards, card=True).values(),
+        knowledge_cards=knowledge_cards,
         code=attack_code,
     output:
         data=f"{RECONSTRUCTIONS}.safetensors",

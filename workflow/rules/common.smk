@@ -171,15 +171,14 @@ def attack_on(wildcards):
     )
 
 
-def knowledge_files(wildcards, data=".safetensors", store=".zarr", card=False):
-    """The files made of auxiliary data that an attack reads, or the cards of these."""
+def knowledge_files(wildcards):
+    """The files made of auxiliary data that an attack reads, by what they are."""
     attack, auxiliary = attack_on(wildcards), split_attack(wildcards)[1]
-    suffix = ".json" if card else data
     files = {}
     if "inverter" in attack.needs:
         files["inverter"] = fill(
             INVERTER,
-            suffix,
+            ".safetensors",
             auxiliary=auxiliary,
             fl_model=wildcards.fl_model,
             projection=attack.projection,
@@ -189,15 +188,23 @@ def knowledge_files(wildcards, data=".safetensors", store=".zarr", card=False):
         )
     if "generator" in attack.needs:
         files["generator"] = fill(
-            GENERATOR, suffix, auxiliary=auxiliary, generator=attack.generator
+            GENERATOR, ".safetensors", auxiliary=auxiliary, generator=attack.generator
         )
     if "gradients" in attack.needs:
-        files["auxiliary"] = fill(AUXILIARY, suffix, auxiliary=auxiliary)
-        where = (wildcards, auxiliary, attack.projection)
-        if not card:
-            files["gradients"] = stored_gradients(store, *where)
-        files["manifest"] = stored_gradients(".manifest.json", *where)
+        files["auxiliary"] = fill(AUXILIARY, ".safetensors", auxiliary=auxiliary)
+        for key, suffix in (("gradients", ".zarr"), ("manifest", ".manifest.json")):
+            files[key] = stored_gradients(
+                suffix, wildcards, auxiliary, attack.projection
+            )
     return files
+
+
+def knowledge_cards(wildcards):
+    """The cards of these files; a store's, its manifest, is one of them."""
+    paths = map(Path, knowledge_files(wildcards).values())
+    return [
+        path.with_suffix(".json") for path in paths if path.suffix == ".safetensors"
+    ]
 
 
 def knowledge_option(wildcards):
@@ -328,10 +335,3 @@ def metrics_of_cell(wildcards):
 
 def metric_code(stage, metrics):
     return source_files(stage, *((METRICS, name) for name in metrics))
-
-
-def experiment_code(stage):
-    """The code of a stage that reports an experiment's metrics."""
-    return lambda wildcards: metric_code(
-        stage, PLAN.experiment(wildcards.experiment).metrics
-    )

@@ -35,7 +35,9 @@ rule summarise_experiment:
         backbone_cards=lambda wildcards: backbones_of(
             PLAN.experiment(wildcards.experiment).metrics, ".json"
         ),
-        code=experiment_code("summarise"),
+        code=lambda wildcards: metric_code(
+            "summarise", PLAN.experiment(wildcards.experiment).metrics
+        ),
     output:
         summary=f"{EXPERIMENT}/summary.csv",
         table=report(
@@ -75,7 +77,7 @@ rule tabulate_metric:
         backbone_cards=lambda wildcards: backbones_of(
             metrics_of_table(wildcards), ".json"
         ),
-        code=experiment_code("tabulate"),
+        code=lambda wildcards: metric_code("tabulate", metrics_of_table(wildcards)),
     output:
         csv=f"{EXPERIMENT}/table_{{table}}.csv",
         markdown=report(
