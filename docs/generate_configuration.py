@@ -61,7 +61,7 @@ attacks:
     overrides:
       - {{when: {{defense: [sign, prune]}}, inverter: tuned-dropout}}
       - {{when: {{batch_size: 4}}, inverter: tuned-batch}}
-      - {{when: {{fl_model: resnet20}}, projection: hash-16k}}
+      - {{when: {{fl_model: resnet20}}, projection: early}}
 ```
 
 `inverter`, `projection` and `generator` of an attack are identifiers of the sections

@@ -98,6 +98,16 @@ def test_features_do_not_depend_on_the_losss_magnitude():
     assert bool(observed.all())
 
 
+def test_parameters_may_be_divided_by_their_own_size():
+    *_, gradient = outer_products(5)
+    values, observed = factor_features(LAYOUT, gradient, divide_by="parameter")
+    torch.testing.assert_close(values[:, 48:].square().mean(dim=1), torch.ones(5))
+    by_head, seen = factor_features(LAYOUT, gradient)
+    assert torch.equal(values[:, :48], by_head[:, :48]) and torch.equal(observed, seen)
+    ratio = by_head[:, 48:] / values[:, 48:]
+    torch.testing.assert_close(ratio, ratio[:, :1].expand(-1, 35))
+
+
 def in_blocks(rows: torch.Tensor, size: int = 64):
     def blocks() -> Iterator[torch.Tensor]:
         yield from rows.split(size)

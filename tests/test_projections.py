@@ -173,3 +173,21 @@ def test_an_inverter_takes_whole_gradients_and_hashes_them_itself(tmp_path):
     loaded = TrainedInverter.load(tmp_path / "inverter.safetensors", compute=compute)
     assert torch.equal(loaded.invert(gradient), trained.invert(gradient))
     assert loaded.projection == hashing and loaded.fl_model_digest == "0" * 16
+
+
+def test_selection_keeps_the_matching_parameters_as_they_are():
+    layout = ParameterLayout(
+        ("conv.weight", "norm.weight", "block.norm.bias", "head.weight", "head.bias"),
+        ((4,), (3,), (2,), (2, 3), (2,)),
+    )
+    selection = PROJECTIONS["select"](parameters=["*norm*", "head.*"])
+    gradient = torch.arange(2 * 17.0).unflatten(0, (2, 17))
+    kept = selection.project(gradient, layout=layout)
+    assert torch.equal(kept, gradient[:, 4:])
+    assert selection.layout(layout).names == layout.names[1:]
+    assert selection.layout(layout).total == 13 and selection.counts(layout) is None
+    # The head is still known for one.
+    (block,) = selection.layout(layout).linear_blocks()
+    assert torch.equal(kept[:, block.weight], gradient[:, 9:15])
+    with pytest.raises(LTIError, match=r"'fc\.\*' matches no parameter; there are conv\.weight"):
+        PROJECTIONS["select"](parameters=["fc.*"]).project(gradient, layout=layout)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import re
+import shutil
 import subprocess
 import sys
 import tomllib
@@ -30,15 +31,49 @@ def test_report_holds_results_and_captions(tmp_path_factory, tmp_path):
     checkout = finished_checkout(tmp_path_factory).copy(tmp_path / "checkout")
     checkout.run("--report", "report.html")
     report = (checkout.folder / "report.html").read_text()
-    for name in ("summary.md", "summary.png", "reconstructions.png"):
+    for name in ("summary.md", "summary.png", "reconstructions.lenet.png", "table_psnr.md"):
         assert f"results/experiments/tiny/{name}" in report
     shown = " ".join(report.replace("\\n", " ").split())
-    for caption in ("chart", "reconstructions", "table", "workflow"):
+    for caption in ("chart", "metric_table", "reconstructions", "table", "workflow"):
         text = (REPOSITORY / f"workflow/report/{caption}.rst").read_text()
         # A run of plain words; the rest may be typeset.
         words = max(re.findall(r"[A-Za-z ]+", " ".join(text.split())), key=len).strip()
         assert len(words) > 25
         assert words in shown, caption
+
+
+TARGETS = {
+    **{
+        name: [f"table_{table}.{end}" for end in ("csv", "md", "tex")]
+        for name, table in {
+            **{"table1": "psnr", "table2": "lpips", "table3": "ssim", "table_mse": "mse"}
+        }.items()
+    },
+    "figure3": ["reconstructions.lenet.png"],
+    "figure4": ["reconstructions.resnet20.png"],
+}
+
+
+def test_targets_named_after_the_paper_are_files_of_its_experiment(tmp_path):
+    checkout = Checkout.fresh(tmp_path / "checkout")
+    shutil.copy2(REPOSITORY / "config.yaml", checkout.folder)
+    output = checkout.run("--dry-run", "--quiet", "host", "--", *TARGETS, "vision")
+    folder = "results/experiments/vision"
+    for name, files in TARGETS.items():
+        found = re.search(rf"^rule {name}:\n    input: (.*)$", output, flags=re.MULTILINE)
+        assert found is not None, name
+        assert sorted(found[1].split(", ")) == [f"{folder}/{file}" for file in files]
+    # Two FL models, two batch sizes, four defenses and four attacks.
+    counts = dict(re.findall(r"^(\w+) +(\d+)$", output, flags=re.MULTILINE))
+    assert (counts["run_attack"], counts["measure_attack"]) == ("64", "64")
+    assert (counts["observe"], counts["train_inverter"], counts["vision"]) == ("16", "16", "1")
+
+
+def test_a_picture_needs_the_cells_of_its_fl_model_alone(tmp_path):
+    checkout = Checkout.fresh(tmp_path / "checkout")
+    shutil.copy2(REPOSITORY / "config.yaml", checkout.folder)
+    output = checkout.run("--dry-run", "--quiet", "host", "--", "figure3")
+    assert "lenet/b4/sign/gi-gip-full@" in output and "resnet20" not in output
 
 
 def test_conda_environment_is_what_the_package_requires():

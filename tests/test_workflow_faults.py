@@ -17,12 +17,12 @@ from typing import Any
 import pandas as pd
 import psutil
 import pytest
-from workflow_runner import AUXILIARY, Checkout, finished_checkout
+from workflow_runner import AUXILIARY, CONFIG, VICTIMS, Checkout, finished_checkout
 
 from lti.checkpoint import Checkpoint
 from lti.files import read_arrays
 
-STORE = f"results/gradients/{AUXILIARY}/lenet"
+STORE = f"results/gradients/{AUXILIARY}/lenet/identity"
 EPOCHS = 80
 # Noise is drawn anew every epoch: the harder case for resuming.
 LONG = {"inverters.tuned.epochs": EPOCHS}
@@ -182,6 +182,17 @@ def test_damaged_store_stops_the_training(checkout, damage, defense, stored):
         assert not (checkout.folder / checkout.inverter(defense, suffix)).exists()
 
 
+def test_damaged_store_stops_the_nearest_neighbour(checkout):
+    target = f"results/reconstructions/{VICTIMS}/lenet/b2/sign/nearest@{AUXILIARY}.safetensors"
+    (checkout.folder / target).unlink()
+    damaged = f"{STORE}/sign.zarr/rows/c/1/0"
+    flip_a_byte(checkout.folder / damaged)
+    output = checkout.run(target, fails=True)
+    assert f"error: {damaged}: is " in output
+    assert f"Delete the store {STORE}/sign.zarr and its manifest" in output
+    assert not (checkout.folder / target).exists()
+
+
 def test_remedy_for_a_damaged_store_repairs_it(checkout):
     target = checkout.inverter("sign")
     expected = (checkout.folder / target).read_bytes()
@@ -228,7 +239,14 @@ def test_checkpoint_of_other_settings_is_refused(checkout, tmp_path):
             {"experiments.tiny.defenses": ["sing"]},
             ["experiments.tiny.defenses", "'sing'", "gauss, sign"],
         ),
-        ({"experiments.tiny.batch_sizes": [2]}, ["experiments.tiny.batch_sizes", "2", "1"]),
+        ({"experiments.tiny.batch_sizes": [9]}, ["experiments.tiny.batch_sizes", "9", "1 to", "8"]),
+        (
+            {"attacks.lti.overrides": [{"when": {"defens": "sign"}, "inverter": "other"}]},
+            ["attacks.lti.overrides[0].when.defens", "'sign'", "fl_model, batch_size, defense"],
+        ),
+        ({"attacks.nearest.projection": "hash"}, ["attacks.nearest.projection", "identity"]),
+        ({"attacks.gi-gip.generator": "gan"}, ["attacks.gi-gip.generator", "'gan'", "dcgan"]),
+        ({"metrics": {"require": ["lpip"]}}, ["metrics.require", "'lpip'", "lpips_paper"]),
         ({"experiments.tiny.victim": {"size": 8}}, ["experiments.tiny.victim", "victims"]),
         ({"store.shard_mib": 0.1}, ["store", "chunk_mib", "shard_mib 0.1"]),
         ({"seed": 1}, ["seed", "1", "experiments"]),
@@ -244,6 +262,80 @@ def test_wrong_configuration_stops_before_the_first_job(empty, changes, message)
         assert part in output.split("The configuration cannot be used")[1], output
     assert not empty.results.exists()
     assert not (empty.folder / "logs").exists()
+
+
+PERCEPTUAL = {
+    "experiments.perceptual": {
+        **CONFIG["experiments"]["tiny"],
+        "defenses": ["gauss"],
+        "attacks": ["ig"],
+        "metrics": ["psnr", "lpips"],
+    }
+}
+
+
+@pytest.fixture
+def offline(tmp_path) -> dict[str, str]:
+    """Variables of a process that reaches no public home and has no mirror of weights."""
+    proxy = "http://127.0.0.1:9"
+    return {"https_proxy": proxy, "no_proxy": "", "LTI_DATA_MIRROR": str(tmp_path / "none")}
+
+
+def test_without_network_a_perceptual_metric_stays_empty_and_says_why(checkout, offline):
+    checkout.configure(PERCEPTUAL)
+    checkout.run("perceptual", **offline)
+    folder = checkout.results / "experiments/perceptual"
+    rows = pd.read_csv(folder / "summary.csv").set_index("metric")["mean"]
+    assert rows.notna().to_dict() == {"psnr": True, "lpips": False}
+    for name in ("summary.md", "table_lpips.md", "table_lpips.tex"):
+        text = (folder / name).read_text()
+        assert "vgg16-397923af.pth" in text and "cannot be had" in text, name
+    assert "cannot be had" not in (folder / "table_psnr.md").read_text()
+    # Nothing is asked of the network again.
+    assert checkout.planned("perceptual") == []
+
+
+def test_metric_that_must_not_stay_empty_stops_before_the_first_job(empty, offline):
+    empty.configure({**PERCEPTUAL, "metrics": {"require": ["lpips"]}})
+    output = empty.run("perceptual", fails=True, **offline)
+    assert "Traceback" not in output
+    told = output.split("The configuration cannot be used")[1]
+    assert "metrics.require: the weights vgg16-397923af.pth" in told and "cannot be had" in told
+    assert not empty.results.exists() and not (empty.folder / "logs").exists()
+
+
+RESIDUAL = {
+    "fl_models.resnet20": {"use": "resnet20"},
+    "projections.hashed": {"use": "hash", "ratio": 0.002, "keep_head": True},
+    "attacks.lti.overrides": [{"when": {"fl_model": "resnet20"}, "projection": "hashed"}],
+    "experiments.residual": {
+        **CONFIG["experiments"]["tiny"],
+        "fl_models": ["resnet20"],
+        "batch_sizes": [2],
+        "defenses": ["gauss"],
+        "attacks": ["lti"],
+        "auxiliary": {"size": 24},
+        "victims": {"size": 4},
+    },
+}
+
+
+def test_hashed_gradients_of_a_residual_network_are_inverted(checkout):
+    checkout.configure(RESIDUAL)
+    cell = "resnet20/b2/gauss/lti@photos-n24-s0"
+    checkout.run(f"results/metrics/photos-n4-s0/{cell}.csv")
+    gradients = checkout.results / "gradients/photos-n24-s0/resnet20/hashed"
+    manifest = json.loads((gradients / "undefended.manifest.json").read_text())
+    assert manifest["attributes"]["projection"]["keep_head"] is True
+    # 538 bins of the 269,072 parameters before the head, and the head's 650.
+    assert manifest["geometry"]["dim"] == 538 + 650
+    arrays, metadata = read_arrays(
+        checkout.results / f"reconstructions/photos-n4-s0/{cell}.safetensors"
+    )
+    assert arrays["reconstruction"].shape == (2, 2, 3, 32, 32)
+    assert metadata["attack_settings"]["projection"] == "hashed"
+    # LeNet's cells have nothing to do with the override.
+    assert checkout.planned("tiny", "pairs") == []
 
 
 @pytest.fixture(scope="module")

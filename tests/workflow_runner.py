@@ -142,7 +142,7 @@ class Checkout:
             if not key.startswith(("SNAKEMAKE", "PYTEST", "COV_"))
         }
         return subprocess.Popen(
-            [sys.executable, "-m", "snakemake", "--cores", "1", *arguments],
+            [sys.executable, "-m", "snakemake", "--cores", "2", *arguments],
             cwd=self.folder,
             env={**clean, "PYTHONPATH": str(self.folder), **environment},
             stdout=subprocess.PIPE,
