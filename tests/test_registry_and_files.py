@@ -14,6 +14,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pydantic import Field, model_validator
 from safetensors.numpy import save_file
 
 import lti.registry
@@ -37,7 +38,7 @@ from lti.files import (
 from lti.fl_models import FL_MODELS
 from lti.modules import source_files
 from lti.progress import Progress
-from lti.registry import Registry, Settings
+from lti.registry import Registry, Settings, described
 from lti.seeding import derive_seed, numpy_generator, torch_generator
 
 
@@ -112,6 +113,34 @@ def test_settings_are_frozen_and_checked():
         registry.parse({"use": "apple", "weight": "heavy"}, where="a.b")
     with pytest.raises(ValueError, match="frozen"):
         registry.parse({"use": "apple"}).weight = 3
+
+
+class Basket(Settings):
+    fruits: list[Fruit] = Field(default=[])
+    count: int = 0
+
+    @model_validator(mode="after")
+    def _check(self) -> Basket:
+        if self.count != len(self.fruits):
+            raise described(["count: is wrong {x}", "fruits[0]: is too"])
+        return self
+
+
+def test_a_message_says_which_item_of_a_list_is_wrong():
+    registry: Registry[Settings] = Registry("baskets")
+    registry.register("basket", source="a book")(Basket)
+    wrong = {"use": "basket", "fruits": [{"weight": 1}, {"wight": 2}]}
+    with pytest.raises(LTIError) as caught:
+        registry.parse(wrong, where="a")
+    assert str(caught.value) == "a.fruits[1].wight: unknown key (value 2); allowed: weight"
+
+
+def test_a_validator_tells_problems_inside_a_value_itself():
+    registry: Registry[Settings] = Registry("baskets")
+    registry.register("basket", source="a book")(Basket)
+    with pytest.raises(LTIError) as caught:
+        registry.parse({"use": "basket", "count": 1}, where="a")
+    assert str(caught.value) == "a.count: is wrong {x}\na.fruits[0]: is too"
 
 
 def test_an_entry_of_another_package_is_found(monkeypatch):

@@ -10,36 +10,65 @@ import pytest
 from lti.metrics.summary import SUMMARY_COLUMNS
 from lti.report.paper import paper_value
 
-VISION_CPU = Path(__file__).parents[1] / "docs" / "results" / "vision_cpu" / "summary.csv"
-LEAST_PSNR = {"none": 21.0, "sign": 18.2, "prune": 15.6, "gauss": 18.3}
+RESULTS = Path(__file__).parents[1] / "docs" / "results"
+# Mean PSNR of LTI, at least: none, sign, prune, gauss.
+LEAST_PSNR = {
+    ("lenet", 1): (21.0, 18.2, 15.6, 18.3),
+    ("lenet", 4): (17.0, 15.0, 14.4, 15.0),
+    ("resnet20", 1): (18.0, 19.0, 16.8, 17.4),
+    ("resnet20", 4): (12.6, 12.4, 12.5, 12.6),
+}
+DEFENSES = ("none", "sign", "prune", "gauss")
 
 
-@pytest.fixture(scope="module")
-def summary() -> pd.DataFrame:
-    return pd.read_csv(VISION_CPU, keep_default_na=False, na_values=[""])
+def read(path: Path) -> pd.DataFrame:
+    return pd.read_csv(path, keep_default_na=False, na_values=[""])
 
 
-def test_columns_and_cells(summary):
+SUMMARIES = {path.parent.name: read(path) for path in sorted(RESULTS.glob("*/summary.csv"))}
+SETTINGS = [
+    (name, *setting)
+    for name, summary in SUMMARIES.items()
+    for setting in summary[["fl_model", "batch_size"]].drop_duplicates().itertuples(index=False)
+]
+
+
+def test_there_are_results():
+    assert "vision_cpu" in SUMMARIES
+
+
+@pytest.mark.parametrize("name", SUMMARIES)
+def test_columns_and_cells(name):
+    summary = SUMMARIES[name]
     assert tuple(summary.columns) == SUMMARY_COLUMNS
-    cells = summary.groupby(["attack", "defense", "metric"]).size()
-    assert (cells == 1).all() and len(cells) == 2 * 4 * 3
-    assert (summary["dataset"] == "cifar10").all() and (summary["fl_model"] == "lenet").all()
+    assert (summary["dataset"] == "cifar10").all()
+    cells = summary.groupby(["fl_model", "batch_size", "attack", "defense", "metric"]).size()
+    assert (cells == 1).all()
+    # Whole grids: every attack on every defense by every metric.
+    for _, block in summary.groupby(["fl_model", "batch_size"]):
+        assert len(block) == block["attack"].nunique() * len(DEFENSES) * 3
+        assert set(block["metric"]) == {"mse", "psnr", "ssim"}
     assert ((summary["low"] <= summary["mean"]) & (summary["mean"] <= summary["high"])).all()
 
 
-def test_enough_victims(summary):
-    least = summary.groupby("attack")["n"].min()
-    assert least["lti"] >= 1000 and least["ig"] >= 64
+@pytest.mark.parametrize(("name", "fl_model", "batch_size"), SETTINGS)
+def test_lti_reaches_what_it_must_and_leads_under_every_defense(name, fl_model, batch_size):
+    rows = SUMMARIES[name].query(
+        "fl_model == @fl_model and batch_size == @batch_size and metric == 'psnr'"
+    )
+    lti = rows[rows["attack"] == "lti"].set_index("defense")
+    assert lti["n"].min() >= 1000
+    for defense, least in zip(DEFENSES, LEAST_PSNR[fl_model, batch_size], strict=True):
+        assert lti["mean"][defense] >= least
+        others = rows[(rows["defense"] == defense) & rows["attack"].isin(["ig", "gi-gip"])]
+        assert len(others)
+        if defense != "none":
+            assert lti["low"][defense] > others["high"].max()
 
 
-@pytest.mark.parametrize(("defense", "least"), LEAST_PSNR.items())
-def test_lti_reaches_what_it_must(summary, defense, least):
-    row = summary.query("attack == 'lti' and metric == 'psnr' and defense == @defense")
-    assert row["mean"].item() >= least
-
-
-def test_papers_values_stand_beside_ours(summary):
-    for row in summary.itertuples():
+@pytest.mark.parametrize("name", SUMMARIES)
+def test_papers_values_stand_beside_ours(name):
+    for row in SUMMARIES[name].itertuples():
         expected = paper_value(
             dataset=row.dataset,
             fl_model=row.fl_model,
