@@ -46,12 +46,11 @@ def observe(defense_name: str, victims: int, compute: Compute) -> Observations:
     )
 
 
-def rate(observed: Observations, at_once: int, iterations: int, compute: Compute) -> float:
-    """Return victim-steps a second of the attack, ``at_once`` victims in a batch."""
-    settings = {"use": "ig", "victims_at_once": at_once, "checkpoint_seconds": 1e9}
+def rate(observed: Observations, iterations: int, compute: Compute) -> float:
+    """Return victim-steps a second of the attack on all victims at once."""
 
     def attack(steps: int) -> None:
-        method = ATTACKS.parse({**settings, "iterations": steps})
+        method = ATTACKS.parse({"use": "ig", "iterations": steps})
         with tempfile.TemporaryDirectory() as folder:
             method.reconstruct(
                 observed,
@@ -72,7 +71,6 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--victims", type=int, default=64)
     parser.add_argument("--iterations", type=int, default=40)
-    parser.add_argument("--alone", type=int, default=4, help="victims run one at a time")
     parser.add_argument("--defense", nargs="+", default=["none", "sign", "prune", "gauss"])
     parser.add_argument("--threads", type=int, help="torch's default if not given")
     options = parser.parse_args()
@@ -80,16 +78,16 @@ def main() -> None:
     device = compute.device
     where = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
     print(f"LeNet, {where}, {torch.get_num_threads()} threads; victim-steps/s")
-    print(f"{'defense':10}{f'{options.victims} at once':>14}{'one at a time':>16}{'ratio':>8}")
+    print(f"{'defense':10}{f'{options.victims} at once':>14}{'one alone':>16}{'ratio':>8}")
     for name in options.defense:
         observed = observe(name, options.victims, compute)
-        together = rate(observed, options.victims, options.iterations, compute)
-        few = replace(
+        together = rate(observed, options.iterations, compute)
+        one = replace(
             observed,
-            gradient=observed.gradient[: options.alone],
-            label=None if observed.label is None else observed.label[: options.alone],
+            gradient=observed.gradient[:1],
+            label=None if observed.label is None else observed.label[:1],
         )
-        single = rate(few, 1, options.iterations, compute)
+        single = rate(one, options.iterations, compute)
         print(f"{name:10}{together:14,.0f}{single:16,.0f}{together / single:8.1f}", flush=True)
 
 

@@ -146,7 +146,6 @@ def preset(options: argparse.Namespace) -> Inverter:
             "use": options.preset,
             "epochs": options.epochs,
             "use_mirrored": False,
-            "checkpoint_seconds": 1e9,
             **{key: value for key, value in given.items() if value is not None},
         }
     )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import os
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -22,13 +24,19 @@ class Checkpoint:
     Args:
         path: the file (safetensors).
         settings: all that the state depends on, JSON-able.
-        every_seconds: the least time between two saves.
+        every_seconds: the least time between two saves; None: what the environment variable
+            ``LTI_CHECKPOINT_SECONDS`` says, or 60.
+
+    Raises:
+        LTIError: the variable holds no number of seconds.
     """
 
-    def __init__(self, path: Path, settings: Mapping[str, Any], *, every_seconds: float) -> None:
+    def __init__(
+        self, path: Path, settings: Mapping[str, Any], *, every_seconds: float | None = None
+    ) -> None:
         self.path = path
         self.settings = dict(settings)
-        self.every_seconds = every_seconds
+        self.every_seconds = _seconds() if every_seconds is None else every_seconds
         self._saved = time.monotonic()
 
     def due(self) -> bool:
@@ -61,3 +69,18 @@ class Checkpoint:
     def clear(self) -> None:
         """Remove the file once the work's result is safe."""
         self.path.unlink(missing_ok=True)
+
+
+def _seconds() -> float:
+    """Return the time between saves: of the machine, and so no setting of the science."""
+    text = os.environ.get("LTI_CHECKPOINT_SECONDS", "60")
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = math.nan
+    if not seconds >= 0:
+        raise LTIError(
+            f"LTI_CHECKPOINT_SECONDS: got {text!r}; expected a number of seconds, 0 or more. "
+            f"Correct it, or unset it for 60."
+        )
+    return seconds

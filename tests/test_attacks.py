@@ -350,10 +350,11 @@ def test_a_longer_attack_comes_closer_to_the_victim(lenet, images, tmp_path):
 
 
 @pytest.mark.parametrize("size", [1, 2])
-def test_victim_batches_are_independent_problems(lenet, images, tmp_path, size):
+def test_victim_batches_are_independent_problems(lenet, images, tmp_path, monkeypatch, size):
     observations = observe(lenet, images, size=size)
     whole = reconstruct(ATTACKS["ig"](iterations=4), observations, tmp_path / "a")
-    alone = reconstruct(ATTACKS["ig"](iterations=4, victims_at_once=1), observations, tmp_path)
+    monkeypatch.setattr("lti.attacks.optimise.MEMORY_MIB", 0)  # one at a time
+    alone = reconstruct(ATTACKS["ig"](iterations=4), observations, tmp_path)
     # A sign may turn where a derivative is zero to rounding; such pixels are few.
     assert float(((whole.sample - alone.sample).abs() < 1e-5).float().mean()) > 0.999
 
@@ -361,7 +362,7 @@ def test_victim_batches_are_independent_problems(lenet, images, tmp_path, size):
 def test_the_victims_at_once_follow_from_the_model_and_the_batch_size(
     lenet, images, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr("lti.attacks.optimise.FLOATS_AT_ONCE", 100 * 15_826)
+    monkeypatch.setattr("lti.attacks.optimise.MEMORY_MIB", 400 * 15_826 / 2**20)
     observations = observe(lenet, images, size=2)  # 24 x 2 gradients each: two fit
     reconstruct(ATTACKS["ig"](iterations=2), observations, tmp_path, steps := Steps())
     assert [len(objective) for objective in steps.objectives] == [2, 2, 1, 1]
@@ -382,9 +383,12 @@ def equal(one: Reconstruction, other: Reconstruction) -> bool:
     )
 
 
-def test_an_interrupted_attack_resumes_to_the_identical_result(lenet, images, tmp_path):
+def test_an_interrupted_attack_resumes_to_the_identical_result(
+    lenet, images, tmp_path, monkeypatch
+):
+    monkeypatch.setenv("LTI_CHECKPOINT_SECONDS", "0")
     observations = observe(lenet, images, count=2)
-    attack = ATTACKS["ig"](iterations=16, checkpoint_seconds=0)
+    attack = ATTACKS["ig"](iterations=16)
     expected = reconstruct(attack, observations, tmp_path / "whole")
     with pytest.raises(KeyboardInterrupt):
         reconstruct(attack, observations, tmp_path / "cut", Steps(stop_after=7))
@@ -398,20 +402,22 @@ def test_an_interrupted_attack_resumes_to_the_identical_result(lenet, images, tm
     assert done.objectives == [] and done.complete
 
 
-def test_a_finished_part_is_not_computed_again(lenet, images, tmp_path):
+def test_a_finished_part_is_not_computed_again(lenet, images, tmp_path, monkeypatch):
+    monkeypatch.setattr("lti.attacks.optimise.MEMORY_MIB", 0)
     observations = observe(lenet, images)
-    attack = ATTACKS["ig"](iterations=3, victims_at_once=1, checkpoint_seconds=1e9)
+    attack = ATTACKS["ig"](iterations=3)
     with pytest.raises(KeyboardInterrupt):
         reconstruct(attack, observations, tmp_path, Steps(stop_after=5))
     reconstruct(attack, observations, tmp_path, steps := Steps())
     assert (len(steps.objectives), steps.skipped) == (6, 3)
 
 
-def test_a_checkpoint_of_other_settings_is_refused(lenet, images, tmp_path):
+def test_a_checkpoint_of_other_settings_is_refused(lenet, images, tmp_path, monkeypatch):
+    monkeypatch.setenv("LTI_CHECKPOINT_SECONDS", "0")
     observations = observe(lenet, images, count=1)
-    attack = ATTACKS["ig"](iterations=3, checkpoint_seconds=0)
+    attack = ATTACKS["ig"](iterations=3)
     reconstruct(attack, observations, tmp_path)
-    other = ATTACKS["ig"](iterations=3, checkpoint_seconds=0, tv=0.5)
+    other = ATTACKS["ig"](iterations=3, tv=0.5)
     with pytest.raises(LTIError, match=r'other settings(.|\n)*"tv":0\.0001(.|\n)*"tv":0\.5'):
         reconstruct(other, observations, tmp_path)
 
@@ -463,21 +469,25 @@ def test_gi_gip_lowers_the_objective_in_both_stages(lenet, images, prior, tmp_pa
     torch.testing.assert_close(distance + 1e-6 * smooth, expected, rtol=1e-4, atol=1e-5)
 
 
-def test_gi_gip_leaves_the_generator_and_other_victims_alone(lenet, images, prior, tmp_path):
+def test_gi_gip_leaves_the_generator_and_other_victims_alone(
+    lenet, images, prior, tmp_path, monkeypatch
+):
     observations = observe(lenet, images)
     before = network_digest(prior.network)
     whole = reconstruct(gi_gip(), observations, tmp_path / "a", knowledge=prior)
     assert network_digest(prior.network) == before == prior.digest
-    alone = reconstruct(gi_gip(victims_at_once=1), observations, tmp_path / "b", knowledge=prior)
+    monkeypatch.setattr("lti.attacks.optimise.MEMORY_MIB", 0)
+    alone = reconstruct(gi_gip(), observations, tmp_path / "b", knowledge=prior)
     torch.testing.assert_close(whole.sample, alone.sample, rtol=0, atol=0.02)
 
 
 @pytest.mark.parametrize("stop_after", [5, 8, 13])
 def test_an_interrupted_gi_gip_resumes_to_the_identical_result(
-    lenet, images, prior, tmp_path, stop_after
+    lenet, images, prior, tmp_path, monkeypatch, stop_after
 ):
+    monkeypatch.setenv("LTI_CHECKPOINT_SECONDS", "0")
     observations = observe(lenet, images, count=2)
-    attack = gi_gip(checkpoint_seconds=0)
+    attack = gi_gip()
     expected = reconstruct(attack, observations, tmp_path / "whole", knowledge=prior)
     with pytest.raises(KeyboardInterrupt):
         reconstruct(
@@ -488,13 +498,14 @@ def test_an_interrupted_gi_gip_resumes_to_the_identical_result(
     assert steps.complete and equal(result, expected)
 
 
-def test_gi_gip_refuses_another_generators_checkpoint(lenet, images, prior, tmp_path):
+def test_gi_gip_refuses_another_generators_checkpoint(lenet, images, prior, tmp_path, monkeypatch):
+    monkeypatch.setenv("LTI_CHECKPOINT_SECONDS", "0")
     observations = observe(lenet, images, count=1)
-    reconstruct(gi_gip(checkpoint_seconds=0), observations, tmp_path, knowledge=prior)
+    reconstruct(gi_gip(), observations, tmp_path, knowledge=prior)
     network = prior.settings.generator((3, 32, 32))
     other = TrainedGenerator(prior.settings, (3, 32, 32), network=network, compute=CPU)
     with pytest.raises(LTIError, match="other settings"):
-        reconstruct(gi_gip(checkpoint_seconds=0), observations, tmp_path, knowledge=other)
+        reconstruct(gi_gip(), observations, tmp_path, knowledge=other)
 
 
 def test_gi_gip_reads_the_generator_of_its_own_sample_shape(lenet, images, prior, tmp_path):

@@ -316,7 +316,7 @@ def train(data: AuxiliaryData, folder, stop_after: int | None = None, **changes)
                 raise KeyboardInterrupt
 
     name = changes.pop("name", "tuned")
-    small = {"hidden": 32, "batch_size": 8, "epochs": 5, "checkpoint_seconds": 0}
+    small = {"hidden": 32, "batch_size": 8, "epochs": 5}
     if name == "tuned":
         small |= {"components": 20}
     settings = INVERTERS[name](**{**small, **changes})
@@ -328,18 +328,6 @@ def train(data: AuxiliaryData, folder, stop_after: int | None = None, **changes)
         checkpoint=checkpoint,
         progress=Steps("test", every_seconds=1e9),
     )
-
-
-@pytest.fixture(autouse=True)
-def quick_components(monkeypatch):
-    """The same components by the few images' singular vectors: the covariance is 3072 wide."""
-
-    def components(image: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tensor]:
-        flat = image.flatten(1)
-        mean = flat.mean(dim=0)
-        return mean, torch.linalg.svd(flat - mean, full_matrices=False)[2][:count].contiguous()
-
-    monkeypatch.setattr("lti.inverters.decoder.image_components", components)
 
 
 @pytest.mark.parametrize(

@@ -171,8 +171,9 @@ def test_whitening_brings_the_covariance_closer_to_the_identity():
     assert full < 0.25 * plain
 
 
-def test_principal_components_are_those_of_the_singular_values():
-    image = torch.rand(30, 2, 3, 3, generator=stream())
+@pytest.mark.parametrize("count", [30, 12])  # more, and fewer, than numbers of an image
+def test_principal_components_are_those_of_the_singular_values(count):
+    image = torch.rand(count, 2, 3, 3, generator=stream())
     mean, components = image_components(image, 4)
     flat = image.flatten(1)
     torch.testing.assert_close(mean, flat.mean(dim=0))
@@ -201,18 +202,6 @@ class Steps(Progress):
         self.count += 1
         if self.count == self.stop_after:
             raise KeyboardInterrupt
-
-
-@pytest.fixture(autouse=True)
-def quick_components(monkeypatch):
-    """The same components by the few images' singular vectors: the covariance is 3072 wide."""
-
-    def components(image: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tensor]:
-        flat = image.flatten(1)
-        mean = flat.mean(dim=0)
-        return mean, torch.linalg.svd(flat - mean, full_matrices=False)[2][:count].contiguous()
-
-    monkeypatch.setattr("lti.inverters.decoder.image_components", components)
 
 
 @pytest.fixture(scope="module")
@@ -268,14 +257,22 @@ def preset(name: str = "tuned", **changes):
         "tuned": {"hidden": 24, "components": 20, "batch_size": 16, "epochs": 3, "whitening": 0},
         "paper": {"hidden": 8, "batch_size": 16, "epochs": 2},
     }
-    return INVERTERS[name](**{**small[name], "checkpoint_seconds": 1e9, **changes})
+    return INVERTERS[name](**{**small[name], **changes})
 
 
-def train(settings, data: AuxiliaryData, folder: Path, progress: Steps | None = None, **options):
+def train(
+    settings,
+    data: AuxiliaryData,
+    folder: Path,
+    progress: Steps | None = None,
+    *,
+    every_seconds: float = 1e9,
+    **options,
+):
     checkpoint = Checkpoint(
         folder / "checkpoint.safetensors",
         {"inverter": settings.canonical(), "defense": data.defense.canonical()},
-        every_seconds=settings.checkpoint_seconds,
+        every_seconds=every_seconds,
     )
     return train_inverter(
         settings,
@@ -365,10 +362,10 @@ def test_a_file_that_is_no_inverter_is_refused(tmp_path):
 )
 def test_a_resumed_training_ends_with_the_same_weights(auxiliary, tmp_path, name, defense, changes):
     data = auxiliary(defense)
-    settings = preset(name, epochs=3, checkpoint_seconds=0, **changes)
+    settings = preset(name, epochs=3, **changes)
     expected, history = train(settings, data, tmp_path / "whole")
-    with pytest.raises(KeyboardInterrupt):
-        train(settings, data, tmp_path / "cut", Steps(stop_after=6))  # inside the second epoch
+    with pytest.raises(KeyboardInterrupt):  # inside the second epoch
+        train(settings, data, tmp_path / "cut", Steps(stop_after=6), every_seconds=0)
     torch.rand(7)  # another process's global stream is elsewhere
     progress = Steps()
     resumed, again = train(settings, data, tmp_path / "cut", progress)
@@ -383,9 +380,9 @@ def test_a_resumed_training_ends_with_the_same_weights(auxiliary, tmp_path, name
 
 def test_a_checkpoint_of_other_settings_is_refused(auxiliary, tmp_path):
     data = auxiliary()
-    train(preset(epochs=2, checkpoint_seconds=0), data, tmp_path)
+    train(preset(epochs=2), data, tmp_path, every_seconds=0)
     with pytest.raises(LTIError) as caught:
-        train(preset(epochs=2, checkpoint_seconds=0, hidden=25), data, tmp_path)
+        train(preset(epochs=2, hidden=25), data, tmp_path)
     message = str(caught.value)
     assert "checkpoint is of other settings" in message
     assert '"hidden":24' in message and '"hidden":25' in message

@@ -518,3 +518,15 @@ def test_wrong_input_is_one_line_and_exit_status_2(tmp_path):
     for result in (bad_json, bad_setting):
         assert len(result.stderr.splitlines()) == 1 and "Traceback" not in result.stderr
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_time_between_checkpoints_is_of_the_machine(tmp_path, monkeypatch):
+    path = tmp_path / "c.safetensors"
+    monkeypatch.delenv("LTI_CHECKPOINT_SECONDS", raising=False)
+    assert Checkpoint(path, {}).every_seconds == 60
+    monkeypatch.setenv("LTI_CHECKPOINT_SECONDS", "2.5")
+    assert Checkpoint(path, {}).every_seconds == 2.5
+    for text in ("-1", "soon", "nan"):
+        monkeypatch.setenv("LTI_CHECKPOINT_SECONDS", text)
+        with pytest.raises(LTIError, match=f"LTI_CHECKPOINT_SECONDS: got '{text}'; expected"):
+            Checkpoint(path, {})

@@ -35,7 +35,6 @@ CONFIG: dict[str, Any] = {
             "hidden": 16,
             "components": 16,
             "whitening": 0,  # its eigenvectors would take most of the time
-            "checkpoint_seconds": 0,
         }
     },
     "generators": {
@@ -144,7 +143,12 @@ class Checkout:
         return subprocess.Popen(
             [sys.executable, "-m", "snakemake", "--cores", "2", *arguments],
             cwd=self.folder,
-            env={**clean, "PYTHONPATH": str(self.folder), **environment},
+            env={
+                **clean,
+                "PYTHONPATH": str(self.folder),
+                "LTI_CHECKPOINT_SECONDS": "0",
+                **environment,
+            },
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,

@@ -18,6 +18,7 @@ from lti.attacks.base import Attack, Observations, Reconstruction
 from lti.attacks.matching import MatchingObjective, matching_objective
 from lti.attacks.minimise import Minimum, evenly_spaced
 from lti.checkpoint import Checkpoint
+from lti.compute import memory_budget
 from lti.errors import LTIError
 from lti.files import digest_arrays
 from lti.seeding import torch_generator
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
 
 __all__ = ["OptimisationAttack", "Problems", "total_variation"]
 
-FLOATS_AT_ONCE = 2**28  # 1 GiB
+MEMORY_MIB = 1024.0  # on the processor; on a GPU half of what is free
 # Measured: temporary floats per coordinate of a sample's gradient, 14 with LeNet and 20 with
 # ResNet20, activations included.
 FLOATS_PER_COORDINATE = 24
@@ -68,12 +69,6 @@ class OptimisationAttack(Attack):
     """Base of the attacks that match gradients, label by label: labels are given."""
 
     tv: float = Field(1e-4, ge=0, description="Weight of the total variation.")
-    victims_at_once: int | None = Field(
-        None,
-        ge=1,
-        description="Victim batches attacked at once; null: as many as about 1 GiB allows.",
-    )
-    checkpoint_seconds: float = Field(60.0, ge=0, description="Time between checkpoints.")
 
     def reconstruct(
         self,
@@ -100,7 +95,7 @@ class OptimisationAttack(Attack):
         count, batch_size = len(observations.gradient), observations.batch_size
         coordinates = batch_size * observations.gradient.shape[1]
         per_problem = self.floats_per_problem(FLOATS_PER_COORDINATE * coordinates, knowledge)
-        at_once = self.victims_at_once or max(1, FLOATS_AT_ONCE // per_problem)
+        at_once = max(1, memory_budget(compute.device, MEMORY_MIB) // (4 * per_problem))
         progress.start(total=self.steps_per_victim * count, unit="victim-steps")
         shape = self.start_shape(batch_size, observations.sample_shape, knowledge)
         start = torch.randn((count, *shape), generator=torch_generator(seed, self.name, "start"))
@@ -128,7 +123,6 @@ class OptimisationAttack(Attack):
                 return Checkpoint(
                     checkpoints / f"victims-{rows.start}-{rows.stop}-{stage}.safetensors",
                     {**settings, "stage": stage},
-                    every_seconds=self.checkpoint_seconds,
                 )
 
             problems = Problems(

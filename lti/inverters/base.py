@@ -72,7 +72,6 @@ class Inverter(Settings):
     holdout: float = Field(
         0.02, gt=0, lt=1, description="Share of the auxiliary set kept for choosing the epoch."
     )
-    checkpoint_seconds: float = Field(60.0, ge=0, description="Time between checkpoints.")
 
     @abstractmethod
     def statistics(self, task: Task, sample: TrainingSample) -> dict[str, torch.Tensor]:

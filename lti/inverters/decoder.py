@@ -21,9 +21,10 @@ def image_components(image: torch.Tensor, count: int) -> tuple[torch.Tensor, tor
     """
     flat = image.flatten(1)
     mean = flat.mean(dim=0)
-    count = min(count, *flat.shape)
-    covariance = (flat - mean).T @ (flat - mean)
-    vectors = torch.linalg.eigh(covariance).eigenvectors
+    centred = flat - mean
+    if len(flat) < flat.shape[1]:  # few images: their covariance would be far larger than they
+        return mean, torch.linalg.svd(centred, full_matrices=False)[2][:count].contiguous()
+    vectors = torch.linalg.eigh(centred.T @ centred).eigenvectors
     return mean, vectors[:, -count:].flip(1).T.contiguous()
 
 

@@ -11,8 +11,6 @@ from lti.stages.options import Gpus, Log, Output, Threads, parse_json
 
 __all__ = ["train_generator"]
 
-CHECKPOINT_SECONDS = 60.0
-
 
 def train_generator(
     *,
@@ -51,7 +49,6 @@ def train_generator(
     checkpoint = Checkpoint(
         checkpoints / f"generator-{digest_json(settings)}.safetensors",
         settings,
-        every_seconds=CHECKPOINT_SECONDS,
     )
     progress = Progress(f"generator {selection.metadata['dataset']} {method.name}", log=log)
     trained, epochs = train(

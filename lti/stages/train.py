@@ -110,7 +110,6 @@ def train_inverter(
     checkpoint = Checkpoint(
         checkpoints / f"inverter-{digest_json(settings)}.safetensors",
         settings,
-        every_seconds=preset.checkpoint_seconds,
     )
     name = store.attributes["fl_model"]["use"]
     title = f"train {name} B={batch_size} {defended.name} {preset.name}"
