@@ -224,6 +224,10 @@ def _mirror_problems(config: Config, where: str, experiment: Experiment) -> Iter
 
 def _experiment_problems(config: Config, where: str, experiment: Experiment) -> Iterator[str]:
     yield from _unknown(f"{where}.dataset", experiment.dataset, config.datasets)
+    for axis in ("fl_models", "batch_sizes", "defenses", "attacks", "metrics"):
+        values = getattr(experiment, axis)
+        for value in dict.fromkeys(value for value in values if values.count(value) > 1):
+            yield f"{where}.{axis}: got {value!r} more than once; allowed: once"
     for axis in ("fl_models", "defenses", "attacks"):
         for value in getattr(experiment, axis):
             yield from _unknown(f"{where}.{axis}", value, getattr(config, axis))

@@ -15,9 +15,10 @@ from pathlib import Path
 from typing import Any
 
 from lti.errors import LTIError
+from lti.files import digest_json
 from lti.registry import Registry
 
-__all__ = ["source_files"]
+__all__ = ["source_digest", "source_files"]
 
 PACKAGE = "lti"
 ROOT = Path(__file__).parent
@@ -54,6 +55,12 @@ def source_files(stage: str, *entries: tuple[Registry[Any], str]) -> list[str]:
         if module.split(".")[0] == PACKAGE:
             pending.extend(_imports(module, path))
     return sorted(files)
+
+
+def source_digest(stage: str, *entries: tuple[Registry[Any], str]) -> str:
+    """Return a digest of :func:`source_files`' contents, for checkpoints of the stage."""
+    files = source_files(stage, *entries)
+    return digest_json([Path(file).read_text(encoding="utf-8") for file in files])
 
 
 @cache

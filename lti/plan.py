@@ -185,7 +185,13 @@ class Plan:
 
     def metrics_of(self, **cell: Any) -> list[str]:
         """Return every metric that some experiment asks for on a cell, which they share."""
-        return self._metrics[Cell(**cell)]
+        try:
+            return self._metrics[Cell(**cell)]
+        except KeyError:
+            raise LTIError(
+                f"no experiment has the cell {cell}; expected one of an experiment's. Ask for a "
+                f"path of one, or add it to an experiment."
+            ) from None
 
 
 def auxiliary_id(experiment: Experiment) -> str:

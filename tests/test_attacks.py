@@ -13,7 +13,6 @@ from torch import nn
 from lti.attacks import ATTACKS, Observations, Reconstruction
 from lti.attacks.matching import (
     cosine_distance,
-    group_gradient_function,
     matching_objective,
     nonzero_cosine_distance,
     sign_hinge,
@@ -27,7 +26,7 @@ from lti.errors import LTIError
 from lti.fl_models import FL_MODELS, FLModel, network_digest
 from lti.generators import GENERATORS
 from lti.generators.trained import TrainedGenerator
-from lti.gradients.per_sample import per_sample_gradient_function
+from lti.gradients.per_sample import group_gradient_function, per_sample_gradient_function
 from lti.progress import Progress
 from lti.seeding import torch_generator
 

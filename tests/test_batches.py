@@ -21,7 +21,7 @@ from lti.gradients.store import StoreSettings, write_store
 from lti.inverters import INVERTERS
 from lti.inverters.batch_encoder import BatchEncoder, batch_encoder_statistics
 from lti.inverters.head import ClassifierHead
-from lti.inverters.inputs import AuxiliaryData, TrainingInputs, targets
+from lti.inverters.inputs import AuxiliaryData, TrainingInputs, statistics_sample, targets
 from lti.inverters.network import RawGradient
 from lti.inverters.ordering import best_order, matched_mse
 from lti.inverters.separate import label_features, separate
@@ -179,7 +179,6 @@ def auxiliary(lenet, images, tmp_path_factory):
     image = torch.randint(256, (SAMPLES, 3, 32, 32), generator=draw, dtype=torch.uint8)
     label = torch.randint(10, (SAMPLES,), generator=draw)
     rows = per_sample_gradient_function(*lenet)(image.float() / 255, label)
-    head = ClassifierHead.of(lenet.network, image.float() / 255, 10)
 
     def make(name: str = "none", **options) -> AuxiliaryData:
         defense = DEFENSES[name](**options)
@@ -206,7 +205,7 @@ def auxiliary(lenet, images, tmp_path_factory):
             defense=defense,
             layout=ParameterLayout.of(lenet.network),
             batch_size=BATCH,
-            head=head,
+            network=lenet.network,
         )
 
     return make
@@ -253,11 +252,34 @@ def test_a_defense_of_the_mean_comes_before_the_projection(auxiliary):
     assert observed.shape == (1, projection.layout(data.layout).total)
 
 
+def test_batches_are_filled_across_blocks_of_the_store(auxiliary, monkeypatch):
+    """However few samples a block has, only those at the very end are left out."""
+    data = replace(auxiliary(), batch_size=7)
+    monkeypatch.setattr("lti.inverters.inputs.ENCODE_ROWS", 1)  # blocks of one chunk
+    assert data.store.geometry.chunk_rows % 7 and data.store.geometry.chunk_rows * 2 < SAMPLES
+    settings = INVERTERS["tuned"](batch_size=8, components=4)
+    sample = statistics_sample(settings, data, SAMPLES - HELD)
+    parts = list(sample.blocks())
+    assert sum(len(gradient) for gradient, _ in parts) == (SAMPLES - HELD) // 7
+    labels = torch.cat([label for _, label in parts])
+    assert torch.equal(labels.flatten(), data.label[: labels.numel()])
+    gradient = torch.cat([gradient for gradient, _ in parts])
+    expected = data.store.rows(0, labels.numel()).unflatten(0, (-1, 7)).mean(dim=1)
+    torch.testing.assert_close(gradient, expected)
+
+
 @pytest.mark.parametrize("memory_mib", [4096.0, 0.6])
 def test_samples_are_grouped_anew_every_epoch(auxiliary, memory_mib):
     data = auxiliary()
     rows = range(SAMPLES - HELD)  # 82: two are left over
-    inputs = TrainingInputs(data, rows, encoder=RawGradient(), compute=CPU, memory_mib=memory_mib)
+    inputs = TrainingInputs(
+        data,
+        rows,
+        encoder=RawGradient(),
+        compute=CPU,
+        dtype=torch.float32,
+        memory_mib=memory_mib,
+    )
     groups = []
     for seed in (1, 2, 1):
         drawn = []
@@ -283,7 +305,7 @@ def test_the_encoder_standardises_and_ends_with_the_labels(auxiliary, lenet):
     statistics = batch_encoder_statistics(
         data.layout,
         lambda: iter([(gradient[:10], label[:10]), (gradient[10:], label[10:])]),
-        head=data.head,
+        head=ClassifierHead.of(lenet.network, data.image.float() / 255, 10),
         power=0.0,
         ridge=1e-3,
     )

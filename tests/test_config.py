@@ -131,6 +131,8 @@ def test_the_shipped_configuration_is_valid():
             r"small\.batch_sizes: got 17; allowed: 1 to .*, 16",
         ),
         ("experiments/small/batch_sizes", ["x"], r"small\.batch_sizes\[0\]: got 'x'; .*integer"),
+        ("experiments/small/batch_sizes", [1, 1], r"small\.batch_sizes: got 1 more than once; al"),
+        ("experiments/small/defenses", ["sign", "sign"], r"defenses: got 'sign' more than once"),
         ("experiments/small/pictured", 17, r"pictured: got 17; allowed: 1 to .*victims, 16"),
         ("experiments/small/victims/size", 0, r"small\.victims\.size: got 0; .*equal to 1"),
         ("experiments/small/victims/n", 1, r"small\.victims\.n: unknown key \(value 1\); allowed:"),

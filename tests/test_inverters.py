@@ -458,7 +458,14 @@ def test_inputs_and_targets_belong_together(auxiliary, lenet, defense, memory_mi
     """The gradient of a batch's target is the row that the input was made of."""
     data = auxiliary(defense, **({"sigma": 1e-6} if defense == "gauss" else {}))
     rows = range(2 * (SAMPLES - HELD))
-    inputs = TrainingInputs(data, rows, encoder=RawGradient(), compute=CPU, memory_mib=memory_mib)
+    inputs = TrainingInputs(
+        data,
+        rows,
+        encoder=RawGradient(),
+        compute=CPU,
+        dtype=torch.float32,
+        memory_mib=memory_mib,
+    )
     gradients = per_sample_gradient_function(*lenet)
     labels = 0
     for index, batch in inputs.epoch(32, seed=derive_seed(0, "x"), mirrored=True):

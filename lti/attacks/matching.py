@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, TypeAlias
 
-from lti.errors import LTIError
+from lti.gradients.per_sample import group_gradient_function
 
 if TYPE_CHECKING:
     import torch
@@ -23,7 +23,6 @@ if TYPE_CHECKING:
 __all__ = [
     "MatchingObjective",
     "cosine_distance",
-    "group_gradient_function",
     "matching_objective",
     "nonzero_cosine_distance",
     "sign_hinge",
@@ -48,39 +47,6 @@ def sign_hinge(gradient: torch.Tensor, observed: torch.Tensor) -> torch.Tensor:
 def nonzero_cosine_distance(gradient: torch.Tensor, observed: torch.Tensor) -> torch.Tensor:
     """Return 1 - cosine over the coordinates where the observation is not zero."""
     return cosine_distance(gradient * (observed != 0), observed)
-
-
-def group_gradient_function(
-    model: FLModel, network: nn.Module
-) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:
-    """Return ``f(x, label) -> gradient``, one gradient of a batch's mean loss a row.
-
-    ``x`` is ``(n, B, ...)`` in the network's input range, ``label`` int64 ``(n, B)``, the
-    result ``(n, p)`` in the order of ``named_parameters``. It is differentiable in ``x``.
-
-    Raises:
-        LTIError: the network is in training mode.
-    """
-    import torch
-    from torch.func import functional_call, grad, vmap
-
-    if network.training:
-        raise LTIError(
-            "the FL model is in training mode, in which batches may see one another; gradient "
-            "matching needs evaluation mode. Call network.eval() first."
-        )
-    parameters = {name: value.detach() for name, value in network.named_parameters()}
-
-    def loss(weights: dict[str, torch.Tensor], x: torch.Tensor, label: torch.Tensor):  # type: ignore[no-untyped-def]
-        return model.loss(functional_call(network, weights, (x,)), label)
-
-    gradients = vmap(grad(loss), in_dims=(None, 0, 0))
-
-    def flat(x: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
-        by_name = gradients(parameters, x, label)
-        return torch.cat([by_name[name].flatten(1) for name in parameters], dim=1)
-
-    return flat
 
 
 def matching_objective(

@@ -124,9 +124,11 @@ def _encode_signs(rows: torch.Tensor, first_row: int) -> torch.Tensor:
 
 
 def decode_rows(encoded: EncodedRows) -> torch.Tensor:
-    """Return (n, dim) float32 on the device of the encoded rows (a new tensor)."""
+    """Return (n, dim) float32 on the device of the encoded rows; float32 ones as they are."""
     import torch
 
+    if encoded.scale is None and encoded.values.dtype == torch.float32:
+        return encoded.values  # what a server received of a large model may fill the memory
     rows = encoded.values.to(torch.float32, copy=True)
     if encoded.scale is not None:
         rows.mul_(encoded.scale[:, None])

@@ -14,7 +14,13 @@ if TYPE_CHECKING:
 
     from lti.fl_models import FLModel
 
-__all__ = ["GradientFunction", "block_rows", "even_blocks", "per_sample_gradient_function"]
+__all__ = [
+    "GradientFunction",
+    "block_rows",
+    "even_blocks",
+    "group_gradient_function",
+    "per_sample_gradient_function",
+]
 
 GradientFunction: TypeAlias = "Callable[[torch.Tensor, torch.Tensor], torch.Tensor]"
 
@@ -37,14 +43,13 @@ def even_blocks(start: int, stop: int, most: int) -> Iterator[tuple[int, int]]:
     return pairwise(start + (stop - start) * number // count for number in range(count + 1))
 
 
-def per_sample_gradient_function(model: FLModel, network: nn.Module) -> GradientFunction:
-    """Return ``f(x, label) -> gradient``, one independent gradient a row.
+def group_gradient_function(model: FLModel, network: nn.Module) -> GradientFunction:
+    """Return ``f(x, label) -> gradient``, one gradient of a batch's mean loss a row.
 
-    ``x`` is ``(b, ...)`` in the network's input range, ``label`` int64 ``(b,)``, the
-    result ``(b, p)`` in the order of ``named_parameters``. It is differentiable in ``x``
+    ``x`` is ``(n, B, ...)`` in the network's input range, ``label`` int64 ``(n, B)``, the
+    result ``(n, p)`` in the order of ``named_parameters``. It is differentiable in ``x``
     (gradient matching differentiates it once more). Networks whose samples see one
-    another (BatchNorm in training mode) have no per-sample gradient and must be in
-    evaluation mode. :func:`block_rows` says how many samples to give at once.
+    another (BatchNorm in training mode) must be in evaluation mode.
 
     Raises:
         LTIError: the network is in training mode.
@@ -54,13 +59,13 @@ def per_sample_gradient_function(model: FLModel, network: nn.Module) -> Gradient
 
     if network.training:
         raise LTIError(
-            "the FL model is in training mode, in which samples may see one another; per-sample "
-            "gradients need evaluation mode. Call network.eval() first."
+            "the FL model is in training mode, in which samples may see one another; gradients "
+            "of their own need evaluation mode. Call network.eval() first."
         )
     parameters = {name: value.detach() for name, value in network.named_parameters()}
 
     def loss(weights: dict[str, torch.Tensor], x: torch.Tensor, label: torch.Tensor):  # type: ignore[no-untyped-def]
-        return model.loss(functional_call(network, weights, (x[None],)), label[None])
+        return model.loss(functional_call(network, weights, (x,)), label)
 
     gradients = vmap(grad(loss), in_dims=(None, 0, 0))
 
@@ -69,3 +74,16 @@ def per_sample_gradient_function(model: FLModel, network: nn.Module) -> Gradient
         return torch.cat([by_name[name].flatten(1) for name in parameters], dim=1)
 
     return flat
+
+
+def per_sample_gradient_function(model: FLModel, network: nn.Module) -> GradientFunction:
+    """Return ``f(x, label) -> gradient``, one independent gradient a row.
+
+    ``x`` is ``(b, ...)``, ``label`` int64 ``(b,)``; otherwise as
+    :func:`group_gradient_function`. :func:`block_rows` says how many samples to give at once.
+
+    Raises:
+        LTIError: the network is in training mode.
+    """
+    gradients = group_gradient_function(model, network)
+    return lambda x, label: gradients(x[:, None], label[:, None])

@@ -93,7 +93,7 @@ def batch_encoder_statistics(
     }
     # The least-squares estimates come first. Where the defense hides entries, they are poor.
     count = int((statistics["own_kept"] < (block.inputs if block is not None else 0)).sum())
-    if power == 0 or count < 2 or len(statistics["seen_kept"]):
+    if power == 0 or count < 2 or float(seen.mean.min()) < 1 - 3 * RARE:
         return statistics
     covariance, total = torch.zeros(count, count), 0
     for gradient, label in blocks():
@@ -120,12 +120,15 @@ class _Moments:
         self.first = self.first + (values - self.shift).sum(dim=0)
         self.second = self.second + (values - self.shift).square().sum(dim=0)
 
+    @property
+    def mean(self) -> torch.Tensor:
+        return self.shift + self.first / self.count
+
     def statistics(
         self, prefix: str, allowed: torch.Tensor | bool = True
     ) -> dict[str, torch.Tensor]:
-        mean = self.first / self.count
-        deviation = (self.second / self.count - mean.square()).clamp_min(0).sqrt()
-        mean = mean + self.shift
+        first, mean = self.first / self.count, self.mean
+        deviation = (self.second / self.count - first.square()).clamp_min(0).sqrt()
         kept = ((deviation > 1e-5 * mean.abs().clamp_min(1e-3)) & allowed).nonzero()[:, 0]
         return {
             f"{prefix}_kept": kept,

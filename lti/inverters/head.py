@@ -33,8 +33,8 @@ class ClassifierHead:
         """Find a network's head and measure it on samples in its input range.
 
         Returns:
-            None where the network does not end with a linear layer with a bias and
-            ``num_classes`` outputs.
+            the head on the CPU; None where the network does not end with a linear layer with
+            a bias and ``num_classes`` outputs.
         """
         layers = [m for m in network.modules() if isinstance(m, nn.Linear) and m.bias is not None]
         if not layers or layers[-1].out_features != num_classes:
@@ -47,11 +47,13 @@ class ClassifierHead:
                 parts = [network(part) for part in sample.split(512)]
         finally:
             hook.remove()
+        if not seen or seen[0].ndim != 2:
+            return None  # it is never called, or on parts of a sample
         output, inputs = torch.cat(parts), torch.cat(seen)
         with torch.no_grad():
-            if inputs.ndim != 2 or not torch.equal(output, torch.cat([head(i) for i in seen])):
+            if not torch.allclose(output, head(inputs), rtol=1e-3, atol=1e-4):
                 return None  # something follows it
-        return cls(
+        measured = (
             head.weight.detach(),
             head.bias.detach(),
             inputs.mean(dim=0),
@@ -59,6 +61,7 @@ class ClassifierHead:
             inputs.amax(dim=0),
             output.softmax(dim=1).mean(dim=0),
         )
+        return cls(*(tensor.cpu() for tensor in measured))
 
     def tensors(self) -> dict[str, torch.Tensor]:
         """Return the tensors, their names prefixed with ``head_``."""

@@ -14,6 +14,7 @@ from lti.compute import Compute, memory_budget
 from lti.data.selection import to_float
 from lti.gradients.batches import TrainingRows
 from lti.inverters.base import Inverter, TrainingSample
+from lti.inverters.head import ClassifierHead
 from lti.projections import Projection
 from lti.projections.identity import Identity
 from lti.seeding import derive_seed, torch_generator
@@ -22,11 +23,11 @@ if TYPE_CHECKING:
     from lti.defenses import Defense
     from lti.gradients.layout import ParameterLayout
     from lti.gradients.store import GradientStore
-    from lti.inverters.head import ClassifierHead
 
 __all__ = ["AuxiliaryData", "TrainingInputs", "held_out_inputs", "statistics_sample", "targets"]
 
 SAMPLE_ROWS = 8192  # for the fixed statistics of the encoder and the decoder
+HEAD_SAMPLES = 4096  # on which the FL model's last layer is measured
 ENCODE_ROWS = 512  # encoded at once; bounds the memory
 
 
@@ -47,8 +48,8 @@ class AuxiliaryData:
     projection: Projection = field(default_factory=Identity)
     batch_size: int = 1
     """Samples of a client batch."""
-    head: ClassifierHead | None = None
-    """The FL model's last layer."""
+    network: nn.Module | None = None
+    """The FL model, whose last layer tells samples of one batch apart; None: not known."""
 
     def observe(self, rows: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
         """Return what a server would receive, projected, of client batches.
@@ -74,14 +75,14 @@ class AuxiliaryData:
 
     def labels(self, index: torch.Tensor) -> torch.Tensor:
         """Return the labels of rows of the store, in the shape of ``index``."""
-        return self.label[index.cpu() // self.views].to(index.device)
+        return self.label[index.to(self.label.device) // self.views].to(index.device)
 
 
 class TrainingInputs:
     """Encoded training inputs: once for all where nothing is random, else a batch at a time.
 
-    Where client batches have several samples, these are grouped anew every epoch, and what is
-    left over is left out.
+    Those that are kept are of type ``dtype``. Where client batches have several samples, these
+    are grouped anew every epoch, and what is left over is left out.
     """
 
     def __init__(
@@ -91,18 +92,17 @@ class TrainingInputs:
         *,
         encoder: nn.Module,
         compute: Compute,
+        dtype: torch.dtype,
         memory_mib: float,
     ) -> None:
         self._data, self._rows = data, rows
         self._encoder, self._compute = encoder, compute
         self._encoded: torch.Tensor | None = None
         width = self._width()
-        size = len(rows) * width * compute.dtype.itemsize
+        size = len(rows) * width * dtype.itemsize
         is_fixed = data.batch_size == 1 and not data.defense.is_random
         if is_fixed and size <= memory_budget(compute.device, memory_mib):
-            self._encoded = torch.empty(
-                (len(rows), width), dtype=compute.dtype, device=compute.device
-            )
+            self._encoded = torch.empty((len(rows), width), dtype=dtype, device=compute.device)
             for start, stop in _blocks(data.store, rows):
                 index = torch.arange(start, stop)[:, None]
                 block = encoder(data.store.rows(start, stop).to(compute.device), data.labels(index))
@@ -158,7 +158,7 @@ class TrainingInputs:
         for index, rows in self._source.epoch(size * views, seed=derive_seed(seed, "stream")):
             kept = wanted[index]
             held.append((index[kept], rows[kept]))
-            if sum(len(part) for part, _ in held) >= size:
+            while sum(len(part) for part, _ in held) >= size:
                 joined = [torch.cat(parts) for parts in zip(*held, strict=True)]
                 yield joined[0][:size].unflatten(0, (-1, batch)), joined[1][:size]
                 held = [(joined[0][size:], joined[1][size:])]
@@ -198,14 +198,19 @@ def _first_views(
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     """Yield rows of the store, of samples in their order, and the gradients; whole batches.
 
-    Only first views; samples that do not fill a batch at the end of a block are left out.
+    Only first views; samples that do not fill a batch at the end are left out.
     """
     held = range(samples.start * data.views, samples.stop * data.views)
+    rest: tuple[torch.Tensor, torch.Tensor] | None = None
     for start, stop in _blocks(data.store, held):
         index = torch.arange(start + -start % data.views, stop, data.views)
-        index = index[: len(index) // data.batch_size * data.batch_size]
-        if len(index):
-            yield index, data.store.rows(start, stop)[index - start]
+        rows = data.store.rows(start, stop)[index - start]
+        if rest is not None:
+            index, rows = torch.cat([rest[0], index]), torch.cat([rest[1], rows])
+        whole = len(index) // data.batch_size * data.batch_size
+        if whole:
+            yield index[:whole], rows[:whole]
+        rest = index[whole:], rows[whole:]
 
 
 def statistics_sample(settings: Inverter, data: AuxiliaryData, samples: int) -> TrainingSample:
@@ -220,7 +225,12 @@ def statistics_sample(settings: Inverter, data: AuxiliaryData, samples: int) -> 
             label = data.labels(index).unflatten(0, (-1, data.batch_size))
             yield data.observe(rows, noise), label
 
-    return TrainingSample(blocks, to_float(data.image[order[:SAMPLE_ROWS]]), data.head)
+    head = None
+    if data.batch_size > 1 and data.network is not None:
+        device = next(data.network.parameters()).device
+        seen = to_float(data.image[: min(HEAD_SAMPLES, samples)]).to(device)
+        head = ClassifierHead.of(data.network, seen, data.classes)
+    return TrainingSample(blocks, to_float(data.image[order[:SAMPLE_ROWS]]), head)
 
 
 def targets(image: torch.Tensor, index: torch.Tensor, views: int) -> torch.Tensor:
@@ -242,6 +252,7 @@ def held_out_inputs(
     *,
     encoder: nn.Module,
     compute: Compute,
+    dtype: torch.dtype,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Return the encoded held-out inputs, noise drawn once, and their images ``(m, B, ...)``."""
     noise = torch_generator(settings.seed, "held-out", device=compute.device)
@@ -249,6 +260,6 @@ def held_out_inputs(
     for index, rows in _first_views(data, samples):
         grouped = index.unflatten(0, (-1, data.batch_size)).to(compute.device)
         gradient = data.observe(rows.to(compute.device), noise)
-        encoded.append(encoder(gradient, data.labels(grouped)).to(compute.dtype))
+        encoded.append(encoder(gradient, data.labels(grouped)).to(dtype))
         image.append(targets(data.image, index, data.views).unflatten(0, grouped.shape))
     return torch.cat(encoded), torch.cat(image).to(compute.device)

@@ -41,7 +41,7 @@ def best_order(
         return orders[total.argmin(dim=1)]
     from scipy.optimize import linear_sum_assignment
 
-    table = cost.cpu().numpy()
+    table = cost.nan_to_num(nan=0.0, posinf=0.0).cpu().numpy()  # the loss itself is then refused
     found = [torch.from_numpy(linear_sum_assignment(one)[1]) for one in table]
     return torch.stack(found).to(cost.device)
 

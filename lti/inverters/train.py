@@ -102,8 +102,10 @@ def train_inverter(
     )
     statistics = settings.statistics(task, statistics_sample(settings, data, samples - held))
     network = settings.network(task, statistics).to(compute.device)
+    # Victims' inputs are never rounded: a decoder in float32 must not be trained on bfloat16.
+    dtype = torch.float32 if settings.precision == "float32" else compute.dtype
     inputs = TrainingInputs(
-        data, rows, encoder=network.encoder, compute=compute, memory_mib=memory_mib
+        data, rows, encoder=network.encoder, compute=compute, dtype=dtype, memory_mib=memory_mib
     )
     held_out = held_out_inputs(
         settings,
@@ -111,6 +113,7 @@ def train_inverter(
         range(samples - held, samples),
         encoder=network.encoder,
         compute=compute,
+        dtype=dtype,
     )
     image = data.image.to(compute.device)
 

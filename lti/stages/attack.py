@@ -46,8 +46,9 @@ def run_attack(
     from lti.defenses import DEFENSES
     from lti.errors import LTIError
     from lti.files import digest_arrays, digest_json, write_json, write_tensors
-    from lti.fl_models import load_fl_model, network_digest
+    from lti.fl_models import FL_MODELS, load_fl_model, network_digest
     from lti.gradients.store import GradientStore
+    from lti.modules import source_digest
     from lti.progress import Progress
 
     method = ATTACKS.parse(parse_json(attack, option="attack"))
@@ -80,14 +81,20 @@ def run_attack(
         sample_shape=tuple(facts["sample_shape"]),
     )
     progress = Progress(f"attack {model.name} {facts['defense']['use']} {method.name}", log=log)
-    folder = checkpoints / f"{method.name}-{digest_json([store.digest, method.canonical()])}"
+    prepared = method.load(files, compute=compute)
+    decisive = [
+        *(store.digest, method.canonical(), identifiers, getattr(prepared, "digest", None)),
+        source_digest("attack", (ATTACKS, method.name), (FL_MODELS, model.name)),
+        *(compute.device.type, torch.get_num_threads()),
+    ]
+    folder = checkpoints / f"{method.name}-{digest_json(decisive)}"
     reconstruction = method.reconstruct(
         observed,
         compute=compute,
         seed=facts["seed"],
         progress=progress,
         checkpoints=folder,
-        knowledge=method.load(files, compute=compute),
+        knowledge=prepared,
     )
     metadata = {
         **identifiers,

@@ -34,6 +34,7 @@ def train_generator(
     from lti.files import atomic_path, digest_arrays, digest_json, write_json
     from lti.generators import GENERATORS
     from lti.generators.train import train_generator as train
+    from lti.modules import source_digest
     from lti.progress import Progress
 
     method = GENERATORS.parse(parse_json(generator, option="generator"))
@@ -43,6 +44,7 @@ def train_generator(
     settings = {
         "generator": method.canonical(),
         "auxiliary": digest_arrays({"image": images.image, "label": images.label}),
+        "code": source_digest("generator", (GENERATORS, method.name)),
         "device": compute.device.type,
         "threads": torch.get_num_threads(),
     }

@@ -59,7 +59,6 @@ def compute_gradients(
 
     settings = DEFENSES.parse(parse_json(defense, option="defense"))
     projected = PROJECTIONS.parse(parse_json(projection, option="projection"))
-    whole = projected.name == "identity"
     try:
         store_settings = StoreSettings(**parse_json(store, option="store"))
     except ValidationError as error:
@@ -69,6 +68,8 @@ def compute_gradients(
     images = read_selection(auxiliary).images
     model, network = load_fl_model(fl_model, device=compute.device)
     layout = ParameterLayout.of(network)
+    # Sums of signs are no signs, and sums of pruned entries are seldom zero.
+    whole = projected.counts(layout) is None
     gradients = per_sample_gradient_function(model, network)
     limit = block_rows(layout.total)
     views = 2 if mirrored else 1
@@ -92,7 +93,6 @@ def compute_gradients(
         output,
         n_rows=views * len(images),
         dim=projected.layout(layout).total,
-        # Sums of signs are no signs, and sums of pruned entries are seldom zero.
         encoding=settings.encoding if whole else "scaled-float16",
         compress=settings.compress and whole,
         compute=rows,
@@ -128,7 +128,8 @@ def observe(
 
     Batch k holds victims ``[k B, (k + 1) B)``. Each sample's gradient is defended, then the
     batch is averaged (Wu et al. 2023, supplement A); with ``defense_at: batch`` the mean
-    gradient is defended.
+    gradient is defended. Draws are named after the defense and the batch: other FL models
+    and batch sizes get the same ones, as common random numbers.
     """
     import torch
 

@@ -11,8 +11,6 @@ from lti.stages.options import Gpus, Log, Output, Threads, parse_json
 
 __all__ = ["train_inverter"]
 
-HEAD_SAMPLES = 4096  # auxiliary samples on which the FL model's last layer is measured
-
 
 def train_inverter(
     *,
@@ -41,7 +39,7 @@ def train_inverter(
 
     from lti.checkpoint import Checkpoint
     from lti.compute import acquire
-    from lti.data.selection import read_selection, to_float
+    from lti.data.selection import read_selection
     from lti.defenses import DEFENSES
     from lti.errors import LTIError
     from lti.files import atomic_path, digest_arrays, digest_json, write_json
@@ -49,9 +47,9 @@ def train_inverter(
     from lti.gradients.layout import ParameterLayout
     from lti.gradients.store import GradientStore
     from lti.inverters import INVERTERS
-    from lti.inverters.head import ClassifierHead
     from lti.inverters.inputs import AuxiliaryData
     from lti.inverters.train import train_inverter as train
+    from lti.modules import source_digest
     from lti.progress import Progress
     from lti.projections import PROJECTIONS
 
@@ -80,14 +78,14 @@ def train_inverter(
     data = AuxiliaryData(
         store=store,
         image=image,
-        label=torch.from_numpy(images.label),
+        label=torch.from_numpy(images.label).to(compute.device),
         classes=classes,
         views=store.attributes["views"],
         defense=defended,
         layout=ParameterLayout.from_json(store.attributes["layout"]),
         projection=projected,
         batch_size=batch_size,
-        head=ClassifierHead.of(network, to_float(image[:HEAD_SAMPLES]).to(compute.device), classes),
+        network=network,
     )
     stored = PROJECTIONS.parse(
         {"use": "identity"} if defended.waits_for_mean(batch_size) else projected.canonical()
@@ -103,6 +101,12 @@ def train_inverter(
         "projection": projected.canonical(),
         "batch_size": batch_size,
         "gradients": store.digest,
+        "code": source_digest(
+            "train",
+            (INVERTERS, preset.name),
+            (DEFENSES, defended.name),
+            (PROJECTIONS, projected.name),
+        ),
         "device": compute.device.type,
         "threads": torch.get_num_threads(),
         "memory_mib": memory_mib,  # decides the order of rows that are streamed

@@ -84,7 +84,7 @@ wildcard_constraints:
     backbone=IDENTIFIER,
     attack=rf"{IDENTIFIER}(?:@{IDENTIFIER})?",
     experiment=IDENTIFIER,
-    table="[a-z0-9_]+",
+    table=IDENTIFIER,
 
 
 def heavy_threads() -> int:
@@ -144,15 +144,22 @@ def gradients_for(suffix):
 
 
 def stored_gradients(suffix, wildcards, auxiliary, projection):
-    batch_size = int(wildcards.batch_size)
     return fill(
         GRADIENTS,
         suffix,
         auxiliary=auxiliary,
         fl_model=wildcards.fl_model,
-        projection=PLAN.stored_projection(projection, wildcards.defense, batch_size),
-        stored=PLAN.stored_defense(wildcards.defense, batch_size),
+        **stored_of(wildcards, projection),
     )
+
+
+def stored_of(wildcards, projection):
+    """The projection and the defense that a store's rows went through."""
+    batch_size = int(wildcards.batch_size)
+    return {
+        "projection": PLAN.stored_projection(projection, wildcards.defense, batch_size),
+        "stored": PLAN.stored_defense(wildcards.defense, batch_size),
+    }
 
 
 def split_attack(wildcards):
@@ -224,6 +231,14 @@ def attack_code(wildcards):
         entry(DEFENSES, "defenses", wildcards.defense),
         entry(FL_MODELS, "fl_models", wildcards.fl_model),
     ]
+    if (
+        "gradients" in attack.needs
+    ):  # their rows may be those of another defense and projection
+        stored = stored_of(wildcards, attack.projection)
+        entries += [
+            (DEFENSES, PLAN.stored_defense_name(stored["stored"])),
+            entry(PROJECTIONS, "projections", stored["projection"]),
+        ]
     for need, registry, section in (
         ("inverter", INVERTERS, "inverters"),
         ("generator", GENERATORS, "generators"),
