@@ -1,0 +1,242 @@
+# Input functions and what they are made of. `suffix` is that of large data (then the file is
+# `ancient`, see common.smk) or of a small file.
+
+
+def fill(pattern, suffix, **wildcards):
+    path = f"{pattern}{suffix}".format(**wildcards)
+    return path if suffix.endswith((".json", ".csv")) else ancient(path)
+
+
+def source_of_auxiliary(suffix):
+    return lambda wildcards: fill(
+        PART, suffix, dataset=dataset_of_auxiliary(wildcards), part="auxiliary"
+    )
+
+
+def source_of_victims(suffix):
+    return lambda wildcards: fill(
+        PART, suffix, dataset=dataset_of_victims(wildcards), part="victims"
+    )
+
+
+def fl_model_for(suffix, dataset_of):
+    """The FL model drawn for the data set behind a wildcard."""
+    return lambda wildcards: fill(
+        FL_MODEL, suffix, dataset=dataset_of(wildcards), fl_model=wildcards.fl_model
+    )
+
+
+def gradients_for(suffix):
+    """The gradient store that a defense's inverter is trained on."""
+    return lambda wildcards: stored_gradients(
+        suffix, wildcards, wildcards.auxiliary, wildcards.projection
+    )
+
+
+def stored_gradients(suffix, wildcards, auxiliary, projection):
+    return fill(
+        GRADIENTS,
+        suffix,
+        auxiliary=auxiliary,
+        fl_model=wildcards.fl_model,
+        **stored_of(wildcards, projection),
+    )
+
+
+def stored_of(wildcards, projection):
+    """The projection and the defense that a store's rows went through."""
+    batch_size = int(wildcards.batch_size)
+    return {
+        "projection": PLAN.stored_projection(projection, wildcards.defense, batch_size),
+        "stored": PLAN.stored_defense(wildcards.defense, batch_size),
+    }
+
+
+def split_attack(wildcards):
+    """The attack's identifier and that of its auxiliary set (empty where it needs none)."""
+    attack, _, auxiliary = wildcards.attack.partition("@")
+    return attack, auxiliary
+
+
+def attack_on(wildcards):
+    """The attack with its settings on this cell."""
+    return PLAN.attack_on(
+        split_attack(wildcards)[0],
+        fl_model=wildcards.fl_model,
+        batch_size=int(wildcards.batch_size),
+        defense=wildcards.defense,
+    )
+
+
+def knowledge_files(wildcards):
+    """The files made of auxiliary data that an attack reads, by what they are."""
+    attack, auxiliary = attack_on(wildcards), split_attack(wildcards)[1]
+    files = {}
+    if "inverter" in attack.needs:
+        files["inverter"] = fill(
+            INVERTER,
+            ".safetensors",
+            auxiliary=auxiliary,
+            fl_model=wildcards.fl_model,
+            projection=attack.projection,
+            batch_size=wildcards.batch_size,
+            defense=wildcards.defense,
+            inverter=attack.inverter,
+        )
+    if "generator" in attack.needs:
+        files["generator"] = fill(
+            GENERATOR, ".safetensors", auxiliary=auxiliary, generator=attack.generator
+        )
+    if "gradients" in attack.needs:
+        files["auxiliary"] = fill(AUXILIARY, ".safetensors", auxiliary=auxiliary)
+        for key, suffix in (("gradients", ".zarr"), ("manifest", ".manifest.json")):
+            files[key] = stored_gradients(
+                suffix, wildcards, auxiliary, attack.projection
+            )
+    return files
+
+
+def knowledge_cards(wildcards):
+    """The cards of these files; a store's, its manifest, is one of them."""
+    paths = map(Path, knowledge_files(wildcards).values())
+    return [
+        path.with_suffix(".json") for path in paths if path.suffix == ".safetensors"
+    ]
+
+
+def knowledge_option(wildcards):
+    return canonical_json(
+        {key: str(path) for key, path in knowledge_files(wildcards).items()}
+    )
+
+
+def attack_settings(wildcards):
+    return canonical_json(attack_on(wildcards).canonical())
+
+
+def attack_code(wildcards):
+    attack = attack_on(wildcards)
+    entries = [
+        (ATTACKS, attack.name),
+        entry(DEFENSES, "defenses", wildcards.defense),
+        entry(FL_MODELS, "fl_models", wildcards.fl_model),
+    ]
+    if (
+        "gradients" in attack.needs
+    ):  # their rows may be those of another defense and projection
+        stored = stored_of(wildcards, attack.projection)
+        entries += [
+            (DEFENSES, PLAN.stored_defense_name(stored["stored"])),
+            entry(PROJECTIONS, "projections", stored["projection"]),
+        ]
+    for need, registry, section in (
+        ("inverter", INVERTERS, "inverters"),
+        ("generator", GENERATORS, "generators"),
+    ):
+        if need in attack.needs:
+            entries.append(entry(registry, section, getattr(attack, need)))
+    if {"inverter", "gradients"} & set(attack.needs):
+        entries.append(entry(PROJECTIONS, "projections", attack.projection))
+    return source_files("attack", *entries)
+
+
+def attack_names(wildcards):
+    """The run's identifiers, for the tables."""
+    attack, auxiliary = split_attack(wildcards)
+    return canonical_json(
+        {
+            "dataset": dataset_of_victims(wildcards),
+            "fl_model": wildcards.fl_model,
+            "defense": wildcards.defense,
+            "variant": attack,
+            "auxiliary": auxiliary,
+        }
+    )
+
+
+def cells_of(suffix, pattern):
+    """The files of all cells of an experiment."""
+    return lambda wildcards: [
+        fill(pattern, suffix, **vars(cell)) for cell in PLAN.cells(wildcards.experiment)
+    ]
+
+
+def victims_of_experiment(suffix):
+    return lambda wildcards: fill(
+        VICTIMS, suffix, victims=PLAN.victims_of(wildcards.experiment)
+    )
+
+
+def pictured(suffix):
+    """The reconstructions of an experiment's cells on one FL model."""
+    return lambda wildcards: [
+        fill(RECONSTRUCTIONS, suffix, **vars(cell))
+        for cell in PLAN.cells(wildcards.experiment)
+        if cell.fl_model == wildcards.fl_model
+    ]
+
+
+# They share a table; the paper's numbers compare with the first.
+LPIPS = ("lpips_paper", "lpips", "lpips_alex")
+
+
+def tables_of(experiment):
+    """The metrics of an experiment's tables, by the name of the table."""
+    metrics = PLAN.experiment(experiment).metrics
+    tables = {name: [name] for name in metrics if name not in LPIPS}
+    lpips = [name for name in LPIPS if name in metrics]
+    return {**tables, "lpips": lpips} if lpips else tables
+
+
+def metrics_of_table(wildcards):
+    return tables_of(wildcards.experiment)[wildcards.table]
+
+
+def backbones_of(metrics, suffix):
+    """The pretrained networks that metrics look through, or their cards."""
+    return [fill(BACKBONE, suffix, backbone=name) for name in PLAN.backbones(metrics)]
+
+
+def table_files(experiment, table):
+    return [
+        f"{RESULTS}/experiments/{experiment}/table_{table}.{suffix}"
+        for suffix in ("csv", "md", "tex")
+    ]
+
+
+def picture_file(experiment, fl_model):
+    return f"{RESULTS}/experiments/{experiment}/reconstructions.{fl_model}.png"
+
+
+def results_of(experiment):
+    return [
+        *(
+            f"{RESULTS}/experiments/{experiment}/{name}"
+            for name in ("summary.csv", "summary.md", "summary.png")
+        ),
+        *(
+            path
+            for table in tables_of(experiment)
+            for path in table_files(experiment, table)
+        ),
+        *(
+            picture_file(experiment, fl_model)
+            for fl_model in PLAN.experiment(experiment).fl_models
+        ),
+    ]
+
+
+def metrics_of_cell(wildcards):
+    """The metrics that experiments ask for on a cell."""
+    return PLAN.metrics_of(
+        dataset=dataset_of_victims(wildcards),
+        victims=wildcards.victims,
+        fl_model=wildcards.fl_model,
+        batch_size=int(wildcards.batch_size),
+        defense=wildcards.defense,
+        attack=wildcards.attack,
+    )
+
+
+def metric_code(stage, metrics):
+    return source_files(stage, *((METRICS, name) for name in metrics))
