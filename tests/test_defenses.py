@@ -151,7 +151,7 @@ def test_counts_of_one_change_nothing():
         ({"use": "gauss", "sigma": -0.1}, r"defenses\.sigma: got -0\.1; .*greater than 0"),
         (
             {"use": "sign", "sigma": 1},
-            r"defenses\.sigma: unknown key \(value 1\); allowed: no keys",
+            r"defenses\.sigma: unknown key \(value 1\); allowed: defense_at",
         ),
     ],
 )
