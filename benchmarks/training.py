@@ -24,7 +24,7 @@ from torch import nn
 from lti.checkpoint import Checkpoint
 from lti.compute import Compute, acquire
 from lti.data.dataset import DATASETS
-from lti.data.selection import to_float
+from lti.data.samples import to_float
 from lti.defenses import DEFENSES
 from lti.fl_models import FL_MODELS
 from lti.gradients.layout import ParameterLayout
@@ -45,7 +45,7 @@ def auxiliary_data(
     images = DATASETS.parse({"use": "photos"}).load("auxiliary")
     draw = torch.Generator().manual_seed(0)
     index = torch.randint(len(images), (samples,), generator=draw)
-    image = torch.from_numpy(images.image)[index]
+    image = torch.from_numpy(images.value)[index]
     label = torch.from_numpy(images.label)[index].to(compute.device)
     model = FL_MODELS.parse({"use": "lenet"})
     network = model.build(10).to(compute.device)
@@ -69,7 +69,7 @@ def auxiliary_data(
     )
     return AuxiliaryData(
         store=store,
-        image=image,
+        value=image,
         label=label,
         classes=int(label.max()) + 1,
         views=1,

@@ -198,7 +198,7 @@ def auxiliary(lenet, images, tmp_path_factory):
         )
         return AuxiliaryData(
             store=store,
-            image=image,
+            value=image,
             label=label,
             classes=10,
             views=1,
@@ -305,7 +305,7 @@ def test_the_encoder_standardises_and_ends_with_the_labels(auxiliary, lenet):
     statistics = batch_encoder_statistics(
         data.layout,
         lambda: iter([(gradient[:10], label[:10]), (gradient[10:], label[10:])]),
-        head=ClassifierHead.of(lenet.network, data.image.float() / 255, 10),
+        head=ClassifierHead.of(lenet.network, data.value.float() / 255, 10),
         power=0.0,
         ridge=1e-3,
     )
@@ -376,7 +376,7 @@ def test_training_and_inverting_batches(auxiliary, tmp_path, defense, options, n
     assert output.shape == (2, BATCH, 3, 32, 32)
     if defense != "gauss":
         best = min(record["held_out_mse"] for record in history)
-        image = targets(data.image, index, 1)
+        image = targets(data.value, index, 1)
         found = float(matched_mse(output.clamp(0, 1), image).mean())
         assert found == pytest.approx(best, rel=1e-3)
     trained.save(tmp_path / "inverter.safetensors")

@@ -22,7 +22,8 @@ from hypothesis import strategies as st
 
 from lti.data import (
     DATASETS,
-    LabelledImages,
+    Samples,
+    as_input,
     cifar10,
     cifar10_batches,
     mix,
@@ -43,28 +44,31 @@ needs_mirror = pytest.mark.skipif(
 )
 
 
-def numbered(n: int, *, classes: int = 5, start: int = 0) -> LabelledImages:
+def numbered(n: int, *, classes: int = 5, start: int = 0) -> Samples:
     """Images that carry their own index in their first two pixels."""
     index = np.arange(start, start + n)
     image = np.zeros((n, 3, 32, 32), dtype=np.uint8)
     image[:, 0, 0, 0], image[:, 0, 0, 1] = index // 256, index % 256
-    return LabelledImages(image, index % classes, index)
+    return Samples(image, index % classes, index)
 
 
-def assert_same(a: LabelledImages, b: LabelledImages) -> None:
+def assert_same(a: Samples, b: Samples) -> None:
     np.testing.assert_array_equal(a.index, b.index)
     np.testing.assert_array_equal(a.label, b.label)
-    np.testing.assert_array_equal(a.image, b.image)
+    np.testing.assert_array_equal(a.value, b.value)
 
 
-# --- LabelledImages ---
+# --- Samples ---
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"image": np.zeros((4, 32, 32, 3), np.uint8)}, r"image is uint8 \(4, 32, 32, 3\)"),
-        ({"image": np.zeros((4, 3, 32, 32), np.float32)}, r"expected uint8 \(4, 3, 32, 32\)"),
+        ({"value": np.zeros((4, 32, 32, 3), np.uint8)}, r"value is uint8 \(4, 32, 32, 3\)"),
+        ({"value": np.zeros((4, 3, 32, 32), np.float32)}, r"expected images, uint8 \(4, 3, 32"),
+        ({"value": np.zeros((4, 16), np.int64)}, r"or tokens, int32 \(n, length\)"),
+        ({"value": np.zeros((4, 0), np.int32)}, r"value is int32 \(4, 0\)"),
+        ({"value": np.full((4, 16), -3, np.int32)}, r"value has the value -3"),
         ({"label": np.zeros(3, np.int64)}, r"label is int64 \(3,\); expected int64 \(4,\)"),
         ({"label": np.zeros(4, np.int32)}, r"label is int32"),
         ({"index": np.zeros((4, 1), np.int64)}, r"index is int64 \(4, 1\)"),
@@ -72,22 +76,47 @@ def assert_same(a: LabelledImages, b: LabelledImages) -> None:
         ({"label": [0, 1, 2, 3]}, r"label is a list"),
     ],
 )
-def test_labelled_images_say_what_is_wrong(change, message):
+def test_samples_say_what_is_wrong(change, message):
     good = {
-        "image": np.zeros((4, 3, 32, 32), np.uint8),
+        "value": np.zeros((4, 3, 32, 32), np.uint8),
         "label": np.zeros(4, np.int64),
         "index": np.zeros(4, np.int64),
     }
-    assert len(LabelledImages(**good)) == 4
+    assert len(Samples(**good)) == 4
     with pytest.raises(LTIError, match=message):
-        LabelledImages(**{**good, **change})
+        Samples(**{**good, **change})
+
+
+def test_images_and_tokens_are_told_apart_and_come_back_from_a_file(tmp_path):
+    rng = np.random.default_rng(0)
+    values = {
+        "image": rng.integers(0, 256, (5, 3, 32, 32), dtype=np.uint8),
+        "token": rng.integers(0, 50_000, (5, 16), dtype=np.int32),
+    }
+    for key, value in values.items():
+        samples = Samples(value, np.arange(5) % 2, np.arange(5))
+        assert (samples.key, samples.modality) == (key, "text" if key == "token" else "image")
+        write_selection(tmp_path / key, samples, metadata={**METADATA, "size": 5})
+        assert_same(read_selection(tmp_path / key).samples, samples)
+        changed = value.copy()
+        changed[3, 2] += 1
+        assert Samples(changed, samples.label, samples.index).digest != samples.digest
+        assert Samples(value, 1 - samples.label, samples.index).digest != samples.digest
+
+
+def test_inputs_are_what_models_take():
+    import torch
+
+    tokens = as_input(torch.tensor([[3, 70_000]], dtype=torch.int32))
+    assert tokens.dtype == torch.int64 and tokens.tolist() == [[3, 70_000]]
+    assert as_input(torch.tensor([51], dtype=torch.uint8)).tolist() == [pytest.approx(0.2)]
 
 
 # --- photos ---
 
 
 @pytest.fixture(scope="module")
-def photo_parts() -> dict[str, LabelledImages]:
+def photo_parts() -> dict[str, Samples]:
     return {part: Photos().load(part) for part in ("auxiliary", "victims")}
 
 
@@ -134,7 +163,7 @@ def test_auxiliary_patches_do_not_depend_on_the_victims_pixels(monkeypatch, phot
     monkeypatch.setattr(photos, "_read", spoilt)
     assert_same(Photos().load("auxiliary"), photo_parts["auxiliary"])
     changed = Photos().load("victims")
-    assert not np.array_equal(changed.image[:100], photo_parts["victims"].image[:100])
+    assert not np.array_equal(changed.value[:100], photo_parts["victims"].value[:100])
 
 
 def test_a_patch_is_the_block_mean_of_its_rectangle(photo_parts):
@@ -147,7 +176,7 @@ def test_a_patch_is_the_block_mean_of_its_rectangle(photo_parts):
             crop = pixels[photo][top : top + height, left : left + width].astype(np.float64)
             f = height // 32
             mean = crop.reshape(32, f, 32, f, 3).mean(axis=(1, 3)).transpose(2, 0, 1)
-            assert np.abs(mean - images.image[k]).max() <= 0.5
+            assert np.abs(mean - images.value[k]).max() <= 0.5
 
 
 def test_photos_have_enough_of_every_photograph_and_scale(photo_parts):
@@ -161,9 +190,9 @@ def test_photos_have_enough_of_every_photograph_and_scale(photo_parts):
     units = np.array([photo.unit for photo in PHOTOGRAPHS])
     scale = patch_rectangles("victims")[victims.index, 3] // 32 // units[victims.label]
     assert len(np.unique(scale)) >= 4
-    contrast = victims.image.mean(axis=1).reshape(len(victims), -1).std(axis=1)
+    contrast = victims.value.mean(axis=1).reshape(len(victims), -1).std(axis=1)
     assert contrast.min() >= photos.CONTRAST["victims"]
-    assert len({image.tobytes() for image in victims.image}) == len(victims)
+    assert len({image.tobytes() for image in victims.value}) == len(victims)
 
 
 def test_photos_load_the_same_twice_and_quickly(photo_parts):
@@ -220,9 +249,9 @@ def test_selections_depend_on_seed_and_stream_and_respect_classes():
     ("change", "message"),
     [
         ({"size": 0}, "victims: size 0; expected 1 or more"),
-        ({"size": 11}, "size 11, but there are 10 eligible images"),
+        ({"size": 11}, "size 11, but there are 10 eligible samples"),
         ({"size": 3, "classes": [1]}, "size 3, but there are 2 eligible"),
-        ({"classes": [1, 7]}, "class 7 has no image here; the labels are 0, 1, 2, 3, 4"),
+        ({"classes": [1, 7]}, "class 7 has no sample here; the labels are 0, 1, 2, 3, 4"),
     ],
 )
 def test_select_names_the_value_that_cannot_be(change, message):
@@ -271,9 +300,9 @@ def test_mix_is_seeded_and_shuffled():
         ({"beta": 1.5}, "beta 1.5: expected a share from 0 to 1"),
         ({"beta": float("nan")}, "beta nan"),
         ({"size": 0}, "size 0"),
-        ({"size": 30, "beta": 0.5}, "needs 15 in-distribution images, but there are 10"),
-        ({"size": 30, "beta": 0.1}, "needs 27 shifted images, but there are 10"),
-        ({"shifted": numbered(10, start=7)}, "3 images are both .* the first at index 7"),
+        ({"size": 30, "beta": 0.5}, "needs 15 in-distribution samples, but there are 10"),
+        ({"size": 30, "beta": 0.1}, "needs 27 shifted samples, but there are 10"),
+        ({"shifted": numbered(10, start=7)}, "3 samples are both .* the first at index 7"),
     ],
 )
 def test_mix_names_the_value_that_cannot_be(change, message):
@@ -294,7 +323,7 @@ def test_a_selection_survives_the_disk(tmp_path):
     write_selection(path, images, in_distribution=flag, metadata=METADATA)
     assert path.read_bytes() == first
     selection = read_selection(path)
-    assert_same(selection.images, images)
+    assert_same(selection.samples, images)
     np.testing.assert_array_equal(selection.in_distribution, flag)
     assert selection.in_distribution.dtype == np.bool_
     assert selection.metadata == METADATA
@@ -311,8 +340,8 @@ def test_a_wrong_selection_is_refused(tmp_path):
     with pytest.raises(LTIError, match=r"in_distribution is int64 \(6,\); expected bool \(6,\)"):
         write_selection(path, images, in_distribution=np.arange(6), metadata=METADATA)
     assert not path.exists()
-    write_arrays(path, {"image": images.image}, METADATA)
-    with pytest.raises(LTIError, match="not a selection of images: no index, label"):
+    write_arrays(path, {"image": images.value}, METADATA)
+    with pytest.raises(LTIError, match="not a selection of samples: no index, label"):
         read_selection(path)
 
 
@@ -401,7 +430,7 @@ def small_mirror(tmp_path, monkeypatch):
     return folder, image, label
 
 
-def load(folder: Path) -> LabelledImages:
+def load(folder: Path) -> Samples:
     return DATASETS.parse({"use": "cifar10", "mirror": str(folder.parent)}).load("victims")
 
 
@@ -413,7 +442,7 @@ def test_a_mirror_is_read_exactly_without_a_write_or_a_network(small_mirror, mon
     loaded = load(folder)
     assert asked == []
     assert sorted(loaded.index) == list(range(10))
-    np.testing.assert_array_equal(loaded.image, image[loaded.index])
+    np.testing.assert_array_equal(loaded.value, image[loaded.index])
     np.testing.assert_array_equal(loaded.label, label[loaded.index])
     assert sorted(tmp_path.rglob("*")) == before
     monkeypatch.setenv("LTI_DATA_MIRROR", str(folder.parent))
@@ -426,7 +455,7 @@ def test_the_order_depends_on_the_content_alone(small_mirror):
     write_shard(folder / "test-00000-of-00002.parquet", image[:4:-1], label[:4:-1])
     write_shard(folder / "test-00001-of-00002.parquet", image[4::-1], label[4::-1])
     reversed_ = load(folder)
-    np.testing.assert_array_equal(reversed_.image, loaded.image)
+    np.testing.assert_array_equal(reversed_.value, loaded.value)
     np.testing.assert_array_equal(reversed_.index, 9 - loaded.index)
 
 
@@ -471,7 +500,7 @@ def test_the_real_mirror_equals_an_independent_decoding():
     for k in range(0, 10_000, 53):
         row = rows[loaded.index[k]]
         pixels = np.array(Image.open(io.BytesIO(row["img"]["bytes"])).convert("RGB"))
-        np.testing.assert_array_equal(loaded.image[k], pixels.transpose(2, 0, 1))
+        np.testing.assert_array_equal(loaded.value[k], pixels.transpose(2, 0, 1))
         assert loaded.label[k] == row["label"]
 
 
@@ -521,7 +550,7 @@ def test_the_python_batches_are_read_without_numpy_unpickling(tmp_path, monkeypa
         monkeypatch.setenv("LTI_TORCHVISION_ROOT", str(root))
         monkeypatch.delenv("LTI_DATA_MIRROR", raising=False)
         loaded = DATASETS.parse({"use": "cifar10", **settings_}).load("victims")
-        np.testing.assert_array_equal(loaded.image, image[loaded.index])
+        np.testing.assert_array_equal(loaded.value, image[loaded.index])
         np.testing.assert_array_equal(loaded.label, label[loaded.index])
 
 

@@ -20,7 +20,7 @@ import lti
 from lti.attacks import ATTACKS
 from lti.attacks.lti import LearningToInvert
 from lti.config import RULES, SECTIONS, parse_config
-from lti.data.dataset import LabelledImages
+from lti.data import Samples
 from lti.data.selection import write_selection
 from lti.defenses import DEFENSES
 from lti.errors import LTIError
@@ -150,7 +150,7 @@ def test_example_defense_acts_on_samples_or_on_the_mean(
     image = draw.integers(256, size=(4, 3, 32, 32), dtype=np.uint8)
     label = draw.integers(10, size=4)
     facts = {"dataset": "test", "part": "victims", "seed": 0, "size": 4, "class_names": []}
-    write_selection(victims, LabelledImages(image, label, np.arange(4)), metadata=facts)
+    write_selection(victims, Samples(image, label, np.arange(4)), metadata=facts)
     model = FL_MODELS.parse({"use": "lenet"})
     save_fl_model(fl_model, tmp_path / "lenet.json", model, 10)
     output, manifest = tmp_path / "observed.zarr", tmp_path / "observed.manifest.json"

@@ -15,7 +15,7 @@ from torch.nn import functional
 
 from lti.checkpoint import Checkpoint
 from lti.compute import Compute
-from lti.data.dataset import LabelledImages
+from lti.data import Samples
 from lti.data.photos import Photos
 from lti.data.selection import write_selection
 from lti.errors import LTIError
@@ -36,7 +36,7 @@ SMALL = {"width": 4, "latent": 6, "epochs": 3, "batch_size": 16}
 @pytest.fixture(scope="module")
 def photos() -> torch.Tensor:
     """uint8 (40, 3, 32, 32)."""
-    return torch.from_numpy(Photos().load("auxiliary").image[:40])
+    return torch.from_numpy(Photos().load("auxiliary").value[:40])
 
 
 def train(image, checkpoint: Checkpoint, progress: Progress | None = None, **changes):
@@ -177,7 +177,7 @@ def test_a_saved_generator_is_read_back(photos, tmp_path):
 
 
 def test_what_is_not_a_generator_is_refused(photos, tmp_path):
-    images = LabelledImages(photos.numpy(), np.zeros(40, np.int64), np.arange(40))
+    images = Samples(photos.numpy(), np.zeros(40, np.int64), np.arange(40))
     metadata = {"dataset": "photos", "part": "auxiliary", "seed": 0, "size": 40, "class_names": []}
     write_selection(tmp_path / "a.safetensors", images, metadata=metadata)
     with pytest.raises(LTIError, match="not a generator of this version"):
@@ -185,7 +185,7 @@ def test_what_is_not_a_generator_is_refused(photos, tmp_path):
 
 
 def test_the_stage_writes_generator_card_and_history(photos, tmp_path):
-    images = LabelledImages(photos.numpy(), np.zeros(40, np.int64), np.arange(40))
+    images = Samples(photos.numpy(), np.zeros(40, np.int64), np.arange(40))
     metadata = {"dataset": "photos", "part": "auxiliary", "seed": 0, "size": 40, "class_names": []}
     write_selection(tmp_path / "a.safetensors", images, metadata=metadata)
     stage(
@@ -201,6 +201,6 @@ def test_the_stage_writes_generator_card_and_history(photos, tmp_path):
     card = read_json(tmp_path / "g.json")
     assert card["digest"] == trained.digest
     assert card["generator"] == trained.settings.canonical()
-    assert card["auxiliary"] == digest_arrays({"image": images.image, "label": images.label})
+    assert card["auxiliary"] == digest_arrays({"image": images.value, "label": images.label})
     lines = (tmp_path / "g.history.csv").read_text().splitlines()
     assert lines[0] == ",".join(HISTORY) and len(lines) == 3

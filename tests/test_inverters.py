@@ -209,7 +209,7 @@ def photos() -> tuple[torch.Tensor, torch.Tensor]:
     """Victim patches are few, and so quick to cut."""
     loaded = Photos().load("victims")
     chosen = torch.randperm(len(loaded), generator=stream())[:SAMPLES].numpy()
-    return torch.from_numpy(loaded.image[chosen]), torch.from_numpy(loaded.label[chosen])
+    return torch.from_numpy(loaded.value[chosen]), torch.from_numpy(loaded.label[chosen])
 
 
 @pytest.fixture(scope="module")
@@ -239,7 +239,7 @@ def auxiliary(lenet, photos, tmp_path_factory):
             )
             made[key] = AuxiliaryData(
                 store=store,
-                image=image,
+                value=image,
                 label=label,
                 classes=10,
                 views=2,
@@ -300,7 +300,7 @@ def test_the_loss_falls_and_the_best_epoch_is_kept(auxiliary, tmp_path, defense)
     if defense != "gauss":
         held = data.store.rows(2 * (SAMPLES - HELD), 2 * SAMPLES)[::2]
         output = trained.invert(held)[:, 0].clamp(0, 1)
-        error = (output - data.image[-HELD:].float() / 255).square().mean()
+        error = (output - data.value[-HELD:].float() / 255).square().mean()
         best = min(record["held_out_mse"] for record in history)
         assert float(error) == pytest.approx(best, rel=1e-4)
 
@@ -469,7 +469,7 @@ def test_inputs_and_targets_belong_together(auxiliary, lenet, defense, memory_mi
     gradients = per_sample_gradient_function(*lenet)
     labels = 0
     for index, batch in inputs.epoch(32, seed=derive_seed(0, "x"), mirrored=True):
-        target = targets(data.image, index, 2)[:, 0]
+        target = targets(data.value, index, 2)[:, 0]
         # The store's own rows, and the gradients for whichever label fits best.
         stored = torch.cat([data.store.rows(i, i + 1) for i in index[:, 0].tolist()])
         torch.testing.assert_close(batch, stored, rtol=0, atol=1e-4)
@@ -499,7 +499,7 @@ def test_a_held_out_error_that_is_not_finite_is_an_error_too(auxiliary, tmp_path
 
 def test_a_store_of_another_auxiliary_set_is_refused(auxiliary, tmp_path):
     data = auxiliary()
-    less = replace(data, image=data.image[:-1])
+    less = replace(data, value=data.value[:-1])
     with pytest.raises(LTIError, match=r"144 rows for 71 samples in 2 views; expected 142"):
         train(preset(), less, tmp_path)
     few = write_store(
@@ -510,7 +510,7 @@ def test_a_store_of_another_auxiliary_set_is_refused(auxiliary, tmp_path):
         compute=lambda start, stop: torch.ones(stop - start, 15_826),
         manifest=tmp_path / "g.json",
     )
-    few_data = replace(data, store=few, image=data.image[:8], views=1)
+    few_data = replace(data, store=few, value=data.value[:8], views=1)
     with pytest.raises(LTIError, match="8 auxiliary samples; expected at least 9"):
         train(preset(), few_data, tmp_path)
 

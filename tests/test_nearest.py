@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from lti.attacks import ATTACKS, Observations
 from lti.attacks import nearest as module
 from lti.compute import Compute
-from lti.data import LabelledImages
+from lti.data import Samples
 from lti.data.selection import write_selection
 from lti.defenses import DEFENSES
 from lti.errors import LTIError
@@ -40,15 +40,15 @@ class Rows(Progress):
         self.counts.append(count)
 
 
-def auxiliary(n: int = 40, *, classes: int = 4, seed: int = 0) -> LabelledImages:
+def auxiliary(n: int = 40, *, classes: int = 4, seed: int = 0) -> Samples:
     rng = np.random.default_rng(seed)
     image = rng.integers(0, 256, (n, 3, 32, 32), dtype=np.uint8)
-    return LabelledImages(image, rng.permutation(np.arange(n) % classes), np.arange(n))
+    return Samples(image, rng.permutation(np.arange(n) % classes), np.arange(n))
 
 
-def expand(images: LabelledImages, views: int) -> tuple[torch.Tensor, torch.Tensor]:
+def expand(images: Samples, views: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Float images and labels, in the order of the store's rows."""
-    image = torch.from_numpy(images.image).float() / 255
+    image = torch.from_numpy(images.value).float() / 255
     pair = torch.stack([image, image.flip(3)], dim=1)[:, :views]
     return pair.flatten(0, 1), torch.from_numpy(images.label).repeat_interleave(views)
 
@@ -87,7 +87,7 @@ def store(
         attributes={
             "defense": defense.canonical(),
             "fl_model_digest": network_digest(lenet.network),
-            "auxiliary_digest": digest_arrays({"image": images.image, "label": images.label}),
+            "auxiliary_digest": digest_arrays({"image": images.value, "label": images.label}),
             "projection": projection.canonical(),
             "views": views,
             **attributes,
@@ -229,9 +229,9 @@ def test_ties_go_to_the_earliest_sample_and_then_the_image_as_it_is(
 
 def test_equal_samples_are_given_one_after_the_other(tmp_path, lenet):
     images = auxiliary()
-    image, label = images.image.copy(), images.label.copy()
+    image, label = images.value.copy(), images.label.copy()
     image[7], label[7] = image[3], label[3]
-    images = LabelledImages(image, label, images.index)
+    images = Samples(image, label, images.index)
     knowledge = store(tmp_path, lenet, images, views=2)
     x = expand(images, 1)[0][[3, 3]]
     found = run(observe(lenet, [[label[3]] * 2], x=x), knowledge, tmp_path)

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.nn import functional
 
-from lti.data import LabelledImages, write_selection
+from lti.data import Samples, write_selection
 from lti.defenses import DEFENSES
 from lti.errors import LTIError
 from lti.files import canonical_json, read_json, write_tensors
@@ -170,7 +170,7 @@ def test_training_mode_is_refused(lenet):
 def files(tmp_path, lenet):
     """A selection of five images and the model, as files for the stages."""
     random = np.random.default_rng(0)
-    selection = LabelledImages(
+    selection = Samples(
         random.integers(0, 256, (5, 3, 32, 32), dtype=np.uint8),
         np.array([4, 0, 9, 2, 2]),
         np.arange(5),
@@ -198,7 +198,7 @@ def test_odd_rows_of_a_mirrored_store_are_the_mirrored_images(files, lenet, defe
     )
     store = GradientStore.open(folder / "g.zarr", folder / "g.json")
     assert store.n_rows == 10 and store.attributes["views"] == 2
-    x = torch.from_numpy(selection.image).float() / 255
+    x = torch.from_numpy(selection.value).float() / 255
     gradients = per_sample_gradient_function(*lenet)
     rows, label = store.rows(0, 10), torch.from_numpy(selection.label)
     for view, image in enumerate((x, torch.from_numpy(x.numpy()[..., ::-1].copy()))):
@@ -237,7 +237,7 @@ def test_a_batch_is_defended_sample_by_sample_and_then_averaged(files, lenet):
     )
     store = GradientStore.open(folder / "o.zarr", folder / "o.json")
     assert store.attributes["label"] == [[4, 0], [9, 2]]  # the odd one out is dropped
-    x = torch.from_numpy(selection.image).float() / 255
+    x = torch.from_numpy(selection.value).float() / 255
     signs = per_sample_gradient_function(*lenet)(x, torch.from_numpy(selection.label)).sign()
     expected = torch.stack([(signs[0] + signs[1]) / 2, (signs[2] + signs[3]) / 2])
     assert float((store.rows(0, 2) == expected).float().mean()) > 0.9999
@@ -294,7 +294,7 @@ def test_auxiliary_gradients_are_computed_in_bounded_blocks(files, lenet, comput
     )
     assert sorted(computed) == [1, 2, 2]
     store = GradientStore.open(folder / "g.zarr", folder / "g.json")
-    x = torch.from_numpy(selection.image).float() / 255
+    x = torch.from_numpy(selection.value).float() / 255
     rows = per_sample_gradient_function(*lenet)(x, torch.from_numpy(selection.label))
     expected = PROJECTIONS.parse(projection).project(rows, layout=ParameterLayout.of(lenet.network))
     assert float((store.rows(0, 5) - expected).norm() / expected.norm()) < 1e-3
@@ -321,7 +321,7 @@ def test_what_is_observed_is_defended_and_averaged_batch_by_batch(
     )
     assert sorted(computed) == sizes
     observed = GradientStore.open(folder / "o.zarr", folder / "o.json").rows(0, 5 // batch_size)
-    x = torch.from_numpy(selection.image).float() / 255
+    x = torch.from_numpy(selection.value).float() / 255
     rows = per_sample_gradient_function(*lenet)(x, torch.from_numpy(selection.label))
     defense = DEFENSES[use](defense_at=defense_at)
     for number, row in enumerate(observed):

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     import torch
 
     from lti.compute import Compute
-    from lti.data.dataset import LabelledImages
+    from lti.data.samples import Samples
     from lti.defenses import Defense
     from lti.gradients.store_reader import GradientStore
     from lti.progress import Progress
@@ -33,7 +33,7 @@ class AuxiliaryGradients:
     """The auxiliary set with its stored gradients."""
 
     store: GradientStore
-    images: LabelledImages
+    samples: Samples
 
     def __post_init__(self) -> None:
         """Check that they belong together.
@@ -41,14 +41,12 @@ class AuxiliaryGradients:
         Raises:
             LTIError: the store is of another auxiliary set.
         """
-        from lti.files import digest_arrays
-
-        digest = digest_arrays({"image": self.images.image, "label": self.images.label})
+        digest = self.samples.digest
         expected = (self.store.attributes.get("auxiliary_digest"), self.store.n_rows)
-        if (digest, self.views * len(self.images)) != expected:
+        if (digest, self.views * len(self.samples)) != expected:
             raise LTIError(
                 f"{self.store.path} holds {expected[1]} gradients of auxiliary set {expected[0]}; "
-                f"got auxiliary set {digest} of {len(self.images)} samples. Delete the store and "
+                f"got auxiliary set {digest} of {len(self.samples)} samples. Delete the store and "
                 f"its manifest and run the same command again."
             )
 
@@ -88,7 +86,7 @@ class NearestNeighbour(Attack):
 
         return AuxiliaryGradients(
             GradientStore.open(files["gradients"], files["manifest"]),
-            read_selection(files["auxiliary"]).images,
+            read_selection(files["auxiliary"]).samples,
         )
 
     def reconstruct(
@@ -111,7 +109,7 @@ class NearestNeighbour(Attack):
         """
         import torch
 
-        from lti.data.selection import to_float
+        from lti.data.samples import as_input
 
         data: AuxiliaryGradients = knowledge
         _check(data, observations)
@@ -124,7 +122,7 @@ class NearestNeighbour(Attack):
             value: _Search(label, value, data, device=compute.device)
             for value in label.unique().tolist()
         }
-        row_label = torch.from_numpy(data.images.label)
+        row_label = torch.from_numpy(data.samples.label)
         progress.start(total=data.store.n_rows, unit="rows")
         for start, stop in _blocks(data.store, data.views):
             rows = data.store.rows(start, stop).to(compute.device)
@@ -142,7 +140,7 @@ class NearestNeighbour(Attack):
         row = torch.empty_like(label)
         for search in searches.values():
             search.write(row)
-        sample = to_float(torch.from_numpy(data.images.image[(row // data.views).numpy()]))
+        sample = as_input(torch.from_numpy(data.samples.value[(row // data.views).numpy()]))
         mirrored = (row % data.views == 1)[..., None, None, None]
         return Reconstruction(torch.where(mirrored, sample.flip(-1), sample))
 
@@ -159,7 +157,7 @@ class _Search:
         count = self.member.sum(dim=1)
         self.batch = count.nonzero()[:, 0].to(device)
         self.k = int(count.max())
-        there = int((data.images.label == value).sum())
+        there = int((data.samples.label == value).sum())
         if there < self.k:
             raise LTIError(
                 f"a batch has {self.k} victims of label {value} and the auxiliary set "

@@ -1,22 +1,18 @@
 """Data sets, and the selections from them that an experiment uses."""
 
-from lti.data.dataset import DATASETS, IMAGE_SHAPE, LabelledImages, Part, VisionDataset
-from lti.data.selection import (
-    Selection,
-    mix,
-    read_selection,
-    select,
-    to_float,
-    write_selection,
-)
+from lti.data.dataset import DATASETS, Dataset, Part
+from lti.data.samples import IMAGE_SHAPE, Modality, Samples, as_input, to_float
+from lti.data.selection import Selection, mix, read_selection, select, write_selection
 
 __all__ = [
     "DATASETS",
     "IMAGE_SHAPE",
-    "LabelledImages",
+    "Dataset",
+    "Modality",
     "Part",
+    "Samples",
     "Selection",
-    "VisionDataset",
+    "as_input",
     "mix",
     "read_selection",
     "select",

@@ -22,14 +22,8 @@ import numpy as np
 from pydantic import Field
 
 from lti.data.cifar10_batches import read_batches
-from lti.data.dataset import (
-    DATASETS,
-    IMAGE_SHAPE,
-    LabelledImages,
-    Part,
-    VisionDataset,
-    check_part,
-)
+from lti.data.dataset import DATASETS, Dataset, Part, check_part
+from lti.data.samples import IMAGE_SHAPE, Samples
 from lti.errors import LTIError
 
 if TYPE_CHECKING:
@@ -44,7 +38,7 @@ PROBE_SECONDS = 5.0
 
 
 @DATASETS.register("cifar10", source="Krizhevsky 2009, Learning Multiple Layers of Features")
-class Cifar10(VisionDataset):
+class Cifar10(Dataset):
     """CIFAR-10: the train split is the auxiliary part, the test split the victims.
 
     The first of these that is set is used, and no other one is tried after it:
@@ -80,7 +74,7 @@ class Cifar10(VisionDataset):
         "truck",
     )
 
-    def load(self, part: Part) -> LabelledImages:
+    def load(self, part: Part) -> Samples:
         """Return the train (auxiliary) or test (victims) split.
 
         Raises:
@@ -106,10 +100,10 @@ def _from_environment(variable: str) -> Path | None:
     return Path(value) if value else None
 
 
-def _in_canonical_order(image: np.ndarray, label: np.ndarray) -> LabelledImages:
+def _in_canonical_order(image: np.ndarray, label: np.ndarray) -> Samples:
     digests = b"".join(hashlib.sha256(one.tobytes()).digest()[:8] for one in image)
     order = np.lexsort((label, np.frombuffer(digests, dtype=">u8")))
-    return LabelledImages(image[order], label[order], order.astype(np.int64))
+    return Samples(image[order], label[order], order.astype(np.int64))
 
 
 def _decode(batches: Iterator[pa.Table], count: int, where: str) -> tuple[np.ndarray, np.ndarray]:

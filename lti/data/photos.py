@@ -16,7 +16,8 @@ from typing import ClassVar
 
 import numpy as np
 
-from lti.data.dataset import DATASETS, LabelledImages, Part, VisionDataset, check_part
+from lti.data.dataset import DATASETS, Dataset, Part, check_part
+from lti.data.samples import Samples
 from lti.errors import LTIError
 
 __all__ = ["PHOTOGRAPHS", "Photograph", "Photos", "patch_rectangles"]
@@ -196,12 +197,12 @@ def _block_means(sums: np.ndarray, factor: int) -> np.ndarray:
 
 
 @DATASETS.register("photos", source="photographs in the wheels of scikit-image and scikit-learn")
-class Photos(VisionDataset):
+class Photos(Dataset):
     """32x32 patches of ten photographs at eight scales; the label is the photograph."""
 
     class_names: ClassVar[tuple[str, ...]] = tuple(photo.name for photo in PHOTOGRAPHS)
 
-    def load(self, part: Part) -> LabelledImages:
+    def load(self, part: Part) -> Samples:
         """Return the patches of a part that have enough contrast.
 
         ``index`` is the row of :func:`patch_rectangles`.
@@ -227,4 +228,4 @@ class Photos(VisionDataset):
         contrast = patch.mean(axis=3).reshape(len(patch), -1).std(axis=1)
         kept = np.flatnonzero(contrast >= CONTRAST[part])
         image = np.ascontiguousarray(patch[kept].transpose(0, 3, 1, 2))
-        return LabelledImages(image, rectangles[kept, 0].copy(), kept.astype(np.int64))
+        return Samples(image, rectangles[kept, 0].copy(), kept.astype(np.int64))

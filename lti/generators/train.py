@@ -13,7 +13,7 @@ from torch.nn import functional
 
 from lti.checkpoint import Checkpoint
 from lti.compute import Compute
-from lti.data.selection import to_float
+from lti.data.samples import to_float
 from lti.errors import LTIError
 from lti.generators.base import Generator
 from lti.generators.trained import TrainedGenerator

@@ -40,8 +40,9 @@ class TrainingSample:
     blocks: Callable[[], Iterator[tuple[torch.Tensor, torch.Tensor]]]
     """Begins a pass over a sample of client batches: defended gradients, ``(m, p)`` float32
     at a time, and their labels, int64 ``(m, B)``."""
-    image: torch.Tensor
-    """``(k, *sample_shape)`` float32 in [0, 1]; not of the same samples."""
+    value: torch.Tensor
+    """``(k, *sample_shape)``: images, float32 in [0, 1], or int64 tokens; not of the same
+    samples."""
     head: ClassifierHead | None
     """The FL model's last layer, where it ends with a linear one."""
 

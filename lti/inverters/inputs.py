@@ -1,4 +1,4 @@
-"""What an inverter is trained on: encoded gradients beside their images."""
+"""What an inverter is trained on: encoded gradients beside their samples."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from lti.compute import Compute, memory_budget
-from lti.data.selection import to_float
+from lti.data.samples import as_input
 from lti.gradients.batches import TrainingRows
 from lti.inverters.base import Inverter, TrainingSample
 from lti.inverters.head import ClassifierHead
@@ -33,11 +33,14 @@ ENCODE_ROWS = 512  # encoded at once; bounds the memory
 
 @dataclass(frozen=True)
 class AuxiliaryData:
-    """The attacker's data with their gradients, ``views`` consecutive rows a sample."""
+    """The attacker's data with their gradients, ``views`` consecutive rows a sample.
+
+    View 1 of an image is its mirror image.
+    """
 
     store: GradientStore
-    image: torch.Tensor
-    """uint8 ``(n, c, h, w)``; view 1 of a sample is its mirror image."""
+    value: torch.Tensor
+    """Images, uint8 ``(n, c, h, w)``, or tokens, int32 ``(n, length)``."""
     label: torch.Tensor
     """int64 ``(n,)``."""
     classes: int
@@ -214,7 +217,7 @@ def _first_views(
 
 
 def statistics_sample(settings: Inverter, data: AuxiliaryData, samples: int) -> TrainingSample:
-    """Draw what the network's fixed statistics are taken from; gradients and images apart."""
+    """Draw what the network's fixed statistics are taken from; gradients and samples apart."""
     order = torch.randperm(samples, generator=torch_generator(settings.seed, "statistics"))
     # The auxiliary set is in random order: its beginning is a random sample.
     first = range(min(SAMPLE_ROWS * data.batch_size, samples))
@@ -228,18 +231,20 @@ def statistics_sample(settings: Inverter, data: AuxiliaryData, samples: int) -> 
     head = None
     if data.batch_size > 1 and data.network is not None:
         device = next(data.network.parameters()).device
-        seen = to_float(data.image[: min(HEAD_SAMPLES, samples)]).to(device)
+        seen = as_input(data.value[: min(HEAD_SAMPLES, samples)]).to(device)
         head = ClassifierHead.of(data.network, seen, data.classes)
-    return TrainingSample(blocks, to_float(data.image[order[:SAMPLE_ROWS]]), head)
+    return TrainingSample(blocks, as_input(data.value[order[:SAMPLE_ROWS]]), head)
 
 
-def targets(image: torch.Tensor, index: torch.Tensor, views: int) -> torch.Tensor:
-    """Return what rows of the store are gradients of: float32 images in [0, 1].
+def targets(value: torch.Tensor, index: torch.Tensor, views: int) -> torch.Tensor:
+    """Return what rows of the store are gradients of: images in [0, 1], or int64 tokens.
 
     ``index`` is ``(m, B)``, the result ``(m, B, *sample_shape)``.
     """
     flat = index.flatten()
-    target = to_float(image.index_select(0, flat // views))
+    target = as_input(value.index_select(0, flat // views))
+    if views == 1:
+        return target.unflatten(0, index.shape)
     mirrored = (flat % views == 1)[:, None, None, None]
     return torch.where(mirrored, target.flip(3), target).unflatten(0, index.shape)
 
@@ -254,12 +259,12 @@ def held_out_inputs(
     compute: Compute,
     dtype: torch.dtype,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the encoded held-out inputs, noise drawn once, and their images ``(m, B, ...)``."""
+    """Return the encoded held-out inputs, noise drawn once, and their samples ``(m, B, ...)``."""
     noise = torch_generator(settings.seed, "held-out", device=compute.device)
-    encoded, image = [], []
+    encoded, target = [], []
     for index, rows in _first_views(data, samples):
         grouped = index.unflatten(0, (-1, data.batch_size)).to(compute.device)
         gradient = data.observe(rows.to(compute.device), noise)
         encoded.append(encoder(gradient, data.labels(grouped)).to(dtype))
-        image.append(targets(data.image, index, data.views).unflatten(0, grouped.shape))
-    return torch.cat(encoded), torch.cat(image).to(compute.device)
+        target.append(targets(data.value, index, data.views).unflatten(0, grouped.shape))
+    return torch.cat(encoded), torch.cat(target).to(compute.device)

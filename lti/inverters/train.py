@@ -80,7 +80,7 @@ def train_inverter(
         LTIError: store and auxiliary set do not fit, a checkpoint of other settings, or a
             loss that is not finite.
     """
-    samples = len(data.image)
+    samples = len(data.value)
     if data.store.n_rows != samples * data.views:
         raise LTIError(
             f"{data.store.path}: {data.store.n_rows} rows for {samples} samples in {data.views} "
@@ -96,7 +96,7 @@ def train_inverter(
     torch.manual_seed(derive_seed(settings.seed, "weights"))
     task = Task(
         data.projection.layout(data.layout),
-        tuple(data.image.shape[1:]),
+        tuple(data.value.shape[1:]),
         data.batch_size,
         data.classes,
     )
@@ -115,7 +115,7 @@ def train_inverter(
         compute=compute,
         dtype=dtype,
     )
-    image = data.image.to(compute.device)
+    value = data.value.to(compute.device)
 
     optimizer = settings.optimizer(network.decoder.parameters())
     steps = -(-((samples - held) // data.batch_size) // settings.batch_size)
@@ -137,7 +137,7 @@ def train_inverter(
             factor = settings.learning_rate_factor((epoch + step / steps) / settings.epochs)
             for group in optimizer.param_groups:
                 group["lr"] = settings.learning_rate * factor
-            target = targets(image, index, data.views)
+            target = targets(value, index, data.views)
             output = decode(network.decoder, batch, compute, settings.precision)
             label = data.labels(index) if settings.ordered_by_label else None
             loss = matched_mse(output, target, label).mean()
@@ -161,11 +161,11 @@ def train_inverter(
                 "peak_memory_mib": _peak_memory_mib(compute),
             }
         )
-        for value in (history[-1]["train_mse"], mse):
-            if not math.isfinite(value):
+        for loss_value in (history[-1]["train_mse"], mse):
+            if not math.isfinite(loss_value):
                 raise LTIError(
-                    f"the loss of epoch {epoch + 1} is {value}; expected a finite number. Lower "
-                    f"the learning rate ({settings.learning_rate:g})."
+                    f"the loss of epoch {epoch + 1} is {loss_value}; expected a finite number. "
+                    f"Lower the learning rate ({settings.learning_rate:g})."
                 )
         if mse < best.mse:
             best = _Best(mse, _copy(network.decoder))
@@ -193,9 +193,9 @@ def _evaluate(
     precision: str,
 ) -> float:
     total = 0.0
-    for inputs, image in zip(*(part.split(EVALUATE_ROWS) for part in held_out), strict=True):
+    for inputs, target in zip(*(part.split(EVALUATE_ROWS) for part in held_out), strict=True):
         output = decode(decoder, inputs, compute, precision).clamp(0, 1)
-        total += float(matched_mse(output, image).sum())
+        total += float(matched_mse(output, target).sum())
     return total / len(held_out[1])
 
 

@@ -72,7 +72,7 @@ class TunedInverter(Inverter):
                 power=self.whitening,
                 ridge=self.ridge,
             )
-        mean, components = image_components(sample.image, self.components)
+        mean, components = image_components(sample.value, self.components)
         return {
             **{f"encoder.{name}": value for name, value in encoder.items()},
             "decoder.mean": mean,

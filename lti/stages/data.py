@@ -12,7 +12,7 @@ from lti.stages.options import Log, Output, parse_json
 if TYPE_CHECKING:
     import numpy as np
 
-    from lti.data.dataset import LabelledImages
+    from lti.data.samples import Samples
 
 __all__ = ["prepare_dataset", "select_auxiliary", "select_victims"]
 
@@ -36,16 +36,16 @@ def prepare_dataset(
     check_part(part)
     source = DATASETS.parse(parse_json(dataset, option="dataset"))
     progress = Progress(f"data {source.name} {part}", log=log)
-    images = source.load(part)  # type: ignore[arg-type]
+    samples = source.load(part)  # type: ignore[arg-type]
     metadata = {
         "dataset": source.name,
         "part": part,
         "seed": None,
-        "size": len(images),
+        "size": len(samples),
         "class_names": list(source.class_names),
     }
-    _write(output, card, images, metadata)
-    progress.say(f"{len(images):,} images of {source.num_classes} classes")
+    _write(output, card, samples, metadata)
+    progress.say(f"{len(samples):,} samples of {source.num_classes} classes")
 
 
 def select_auxiliary(
@@ -71,25 +71,26 @@ def _select(
     from lti.progress import Progress
 
     prepared = read_selection(source)
-    images = select(prepared.images, size=size, seed=seed, what=what)
+    samples = select(prepared.samples, size=size, seed=seed, what=what)
     flags = np.ones(size, dtype=bool) if what == "auxiliary" else None
     metadata = {**prepared.metadata, "seed": seed, "size": size}
-    _write(output, card, images, metadata, in_distribution=flags)
+    _write(output, card, samples, metadata, in_distribution=flags)
     Progress(f"{what} {metadata['dataset']}", log=log).say(
-        f"{size:,} of {len(prepared.images):,} images"
+        f"{size:,} of {len(prepared.samples):,} samples"
     )
 
 
 def _write(
     output: Path,
     card: Path,
-    images: LabelledImages,
+    samples: Samples,
     metadata: dict[str, Any],
     in_distribution: np.ndarray | None = None,
 ) -> None:
     from lti.data.selection import write_selection
     from lti.files import digest_arrays, write_json
 
-    write_selection(output, images, in_distribution=in_distribution, metadata=metadata)
-    digest = digest_arrays({"image": images.image, "label": images.label, "index": images.index})
+    write_selection(output, samples, in_distribution=in_distribution, metadata=metadata)
+    arrays = {samples.key: samples.value, "label": samples.label, "index": samples.index}
+    digest = digest_arrays(arrays)
     write_json(card, {**metadata, "digest": digest})

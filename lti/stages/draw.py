@@ -26,7 +26,7 @@ def draw_reconstructions(
     The picture has a block for every FL model and batch size among the reconstructions, in
     the order given. The victims are drawn from those that every row covers.
     """
-    from lti.data.selection import to_float
+    from lti.data.samples import to_float
     from lti.files import read_arrays
     from lti.progress import Progress
     from lti.report.labels import setting_label

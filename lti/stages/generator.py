@@ -31,7 +31,7 @@ def train_generator(
     from lti.checkpoint import Checkpoint
     from lti.compute import acquire
     from lti.data.selection import read_selection
-    from lti.files import atomic_path, digest_arrays, digest_json, write_json
+    from lti.files import atomic_path, digest_json, write_json
     from lti.generators import GENERATORS
     from lti.generators.train import train_generator as train
     from lti.modules import source_digest
@@ -40,10 +40,9 @@ def train_generator(
     method = GENERATORS.parse(parse_json(generator, option="generator"))
     compute = acquire(threads=threads, gpus=gpus)
     selection = read_selection(auxiliary)
-    images = selection.images
     settings = {
         "generator": method.canonical(),
-        "auxiliary": digest_arrays({"image": images.image, "label": images.label}),
+        "auxiliary": selection.samples.digest,
         "code": source_digest("generator", (GENERATORS, method.name)),
         "device": compute.device.type,
         "threads": torch.get_num_threads(),
@@ -55,7 +54,7 @@ def train_generator(
     progress = Progress(f"generator {selection.metadata['dataset']} {method.name}", log=log)
     trained, epochs = train(
         method,
-        torch.from_numpy(images.image),
+        torch.from_numpy(selection.samples.value),
         compute=compute,
         checkpoint=checkpoint,
         progress=progress,

@@ -41,10 +41,10 @@ def compute_gradients(
     from pydantic import ValidationError
 
     from lti.compute import acquire
-    from lti.data.selection import read_selection, to_float
+    from lti.data.samples import as_input
+    from lti.data.selection import read_selection
     from lti.defenses import DEFENSES
     from lti.errors import LTIError
-    from lti.files import digest_arrays
     from lti.fl_models import load_fl_model, network_digest
     from lti.gradients.layout import ParameterLayout
     from lti.gradients.per_sample import (
@@ -65,7 +65,7 @@ def compute_gradients(
         message = describe_validation_error(error, where="store", model=StoreSettings)
         raise LTIError(message) from None
     compute = acquire(threads=threads, gpus=gpus)
-    images = read_selection(auxiliary).images
+    samples = read_selection(auxiliary).samples
     model, network = load_fl_model(fl_model, device=compute.device)
     layout = ParameterLayout.of(network)
     # Sums of signs are no signs, and sums of pruned entries are seldom zero.
@@ -74,14 +74,14 @@ def compute_gradients(
     limit = block_rows(layout.total)
     views = 2 if mirrored else 1
     progress = Progress(f"gradients {model.name} {settings.name}", log=log)
-    progress.start(total=views * len(images), unit="rows")
+    progress.start(total=views * len(samples), unit="rows")
 
     def block(start: int, stop: int) -> torch.Tensor:
         # Not a torch index: numpy takes one of a single element for a plain number.
         sample, view = np.divmod(np.arange(start, stop), views)
-        x = to_float(torch.from_numpy(images.image[sample]))
+        x = as_input(torch.from_numpy(samples.value[sample]))
         x = torch.where(torch.from_numpy(view == 1)[:, None, None, None], x.flip(3), x)
-        label = torch.from_numpy(images.label[sample])
+        label = torch.from_numpy(samples.label[sample])
         gradient = gradients(x.to(compute.device), label.to(compute.device))
         return projected.project(settings.deterministic(gradient), layout=layout)
 
@@ -91,7 +91,7 @@ def compute_gradients(
 
     written = write_store(
         output,
-        n_rows=views * len(images),
+        n_rows=views * len(samples),
         dim=projected.layout(layout).total,
         encoding=settings.encoding if whole else "scaled-float16",
         compress=settings.compress and whole,
@@ -101,7 +101,7 @@ def compute_gradients(
             "defense": settings.canonical(),
             "fl_model": model.canonical(),
             "fl_model_digest": network_digest(network),
-            "auxiliary_digest": digest_arrays({"image": images.image, "label": images.label}),
+            "auxiliary_digest": samples.digest,
             "layout": layout.to_json(),
             "projection": projected.canonical(),
             "views": views,
@@ -134,7 +134,8 @@ def observe(
     import torch
 
     from lti.compute import acquire
-    from lti.data.selection import read_selection, to_float
+    from lti.data.samples import as_input
+    from lti.data.selection import read_selection
     from lti.defenses import DEFENSES
     from lti.errors import LTIError
     from lti.fl_models import load_fl_model, network_digest
@@ -150,11 +151,11 @@ def observe(
 
     settings = DEFENSES.parse(parse_json(defense, option="defense"))
     acquire(threads=threads)
-    images = read_selection(victims).images
-    batches = len(images) // batch_size
+    samples = read_selection(victims).samples
+    batches = len(samples) // batch_size
     if batches == 0:
         raise LTIError(
-            f"{victims}: {len(images)} victims for batches of {batch_size}; expected at least one "
+            f"{victims}: {len(samples)} victims for batches of {batch_size}; expected at least one "
             f"batch. Raise the number of victims."
         )
     model, network = load_fl_model(fl_model)
@@ -170,8 +171,8 @@ def observe(
         mean = torch.zeros(stop - start, layout.total)
         for first, last in even_blocks(start * batch_size, stop * batch_size, limit):
             gradient = gradients(
-                to_float(torch.from_numpy(images.image[first:last])),
-                torch.from_numpy(images.label[first:last]),
+                as_input(torch.from_numpy(samples.value[first:last])),
+                torch.from_numpy(samples.label[first:last]),
             ).unflatten(0, (stop - start, -1))
             for row, part, generator in zip(mean, gradient, generators, strict=True):
                 if settings.defense_at == "sample":
@@ -187,7 +188,7 @@ def observe(
         parts = even_blocks(start, stop, max(1, limit // batch_size))
         return torch.cat([received(*part) for part in parts])
 
-    label = images.label[: batches * batch_size].reshape(batches, batch_size)
+    label = samples.label[: batches * batch_size].reshape(batches, batch_size)
     write_store(
         output,
         n_rows=batches,
@@ -201,7 +202,7 @@ def observe(
             "fl_model": model.canonical(),
             "fl_model_digest": network_digest(network),
             "label": label.tolist(),
-            "sample_shape": list(images.image.shape[1:]),
+            "sample_shape": list(samples.value.shape[1:]),
             "seed": seed,
         },
         # The largest chunks: more gradients at once are faster.

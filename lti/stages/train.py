@@ -42,7 +42,7 @@ def train_inverter(
     from lti.data.selection import read_selection
     from lti.defenses import DEFENSES
     from lti.errors import LTIError
-    from lti.files import atomic_path, digest_arrays, digest_json, write_json
+    from lti.files import atomic_path, digest_json, write_json
     from lti.fl_models import load_fl_model, network_digest
     from lti.gradients.layout import ParameterLayout
     from lti.gradients.store import GradientStore
@@ -58,8 +58,8 @@ def train_inverter(
     compute = acquire(threads=threads, gpus=gpus)
     store = GradientStore.open(gradients, manifest)
     selection = read_selection(auxiliary)
-    images = selection.images
-    digest = digest_arrays({"image": images.image, "label": images.label})
+    samples = selection.samples
+    digest = samples.digest
     if digest != store.attributes["auxiliary_digest"]:
         raise LTIError(
             f"{gradients} holds gradients of auxiliary set {store.attributes['auxiliary_digest']}, "
@@ -74,11 +74,11 @@ def train_inverter(
             f"the same command again."
         )
     projected = PROJECTIONS.parse(parse_json(projection, option="projection"))
-    image, classes = torch.from_numpy(images.image), len(selection.metadata["class_names"])
+    classes = len(selection.metadata["class_names"])
     data = AuxiliaryData(
         store=store,
-        image=image,
-        label=torch.from_numpy(images.label).to(compute.device),
+        value=torch.from_numpy(samples.value),
+        label=torch.from_numpy(samples.label).to(compute.device),
         classes=classes,
         views=store.attributes["views"],
         defense=defended,
