@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from lti.errors import LTIError
 from lti.metrics.base import METRICS, Metric
@@ -174,7 +174,7 @@ def _panel(axes: Axes, rows: pd.DataFrame, look: Mapping[str, tuple[str, str]]) 
         colour, marker = look[row["series"]]
         offset = (series.index(row["series"]) - (len(series) - 1) / 2) * step
         x = defenses.index(row["defense"]) + offset
-        face = {"mec": "none"}
+        face: dict[str, Any] = {"mec": "none"}
         if apart:
             novel = row["victims"] == "novel"
             x += step * (0.22 if novel else -0.22)
