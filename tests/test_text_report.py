@@ -121,20 +121,15 @@ def test_the_paper_is_compared_with_all_victims_alone():
 
 
 def test_batches_weigh_as_much_as_they_have_novel_victims():
-    # Of the batches (1, 1), (0, 0) and (0.5, 0.5), the second has one novel victim.
-    cell = rows([1, 1, 0, 0, 0.5, 0.5], batch_size=2)
-    summary = summarise(cell, near_copies=copies(0, 0, 0, 1, 0, 0))
+    # 100 batches with two victims found out, 100 with one that is not and one near copy.
+    cell = rows([1.0, 1, 0, 0] * 100, batch_size=2)
+    summary = summarise(cell, near_copies=copies(*[0, 0, 0, 1] * 100))
     novel = summary[summary["victims"] == "novel"].iloc[0]
-    assert (novel["mean"], novel["n"]) == (pytest.approx(3 / 5), 5)
-    # Ten draws of three batches: only whole batches are resampled.
-    means = {
-        (a * 2 + c * 2 * 0.5) / (2 * a + b + 2 * c)
-        for a in range(4)
-        for b in range(4 - a)
-        for c in [3 - a - b]
-    }
-    assert novel["low"] in [pytest.approx(mean) for mean in means]
-    assert (novel["low"], novel["high"]) == (0, 1)
+    assert (novel["mean"], novel["n"]) == (pytest.approx(2 / 3), 300)
+    # The mean of the batches' means is 1/2, as it is of all victims.
+    assert 0.55 < novel["low"] < 2 / 3 < novel["high"] < 0.78
+    every = summary[summary["victims"] == "all"].iloc[0]
+    assert 0.38 < every["low"] < 1 / 2 < every["high"] < 0.62
 
 
 def test_weighted_interval_agrees_with_averages_of_the_same_draws():
