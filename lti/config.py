@@ -58,7 +58,12 @@ class Experiment(_Section):
     attacks: list[str] = Field(min_length=1, description="Keys of `attacks`.")
     auxiliary: Auxiliary
     victims: Victims
-    metrics: list[str] = Field(["mse", "psnr", "ssim"], min_length=1, description="Metrics.")
+    metrics: list[str] | None = Field(
+        None,
+        min_length=1,
+        description="Metrics, of the data set's modality; null: the usual ones, see "
+        "[metrics](metrics.md).",
+    )
     pictured: int = Field(12, ge=1, description="Victims shown in the picture.")
     picture_seed: int = Field(0, description="Root seed of the choice of the pictured victims.")
 
@@ -222,17 +227,33 @@ def _mirror_problems(config: Config, where: str, experiment: Experiment) -> Iter
             )
 
 
+def _metric_problems(config: Config, where: str, experiment: Experiment) -> Iterator[str]:
+    """Metrics must be known, and compare what the data set holds."""
+    try:
+        modality = DATASETS.parse(config.datasets.get(experiment.dataset, {})).modality
+    except LTIError:
+        modality = None  # said of the data set itself
+    for value in experiment.metrics or ():
+        if value not in METRICS or modality in (None, METRICS[value].modality):
+            yield from _unknown(where, value, METRICS)
+            continue
+        fitting = [name for name in METRICS if METRICS[name].modality == modality]
+        yield (
+            f"{where}: got {value!r}, a metric of modality {METRICS[value].modality}, where data "
+            f"set {experiment.dataset} is of modality {modality}; allowed: {', '.join(fitting)}"
+        )
+
+
 def _experiment_problems(config: Config, where: str, experiment: Experiment) -> Iterator[str]:
     yield from _unknown(f"{where}.dataset", experiment.dataset, config.datasets)
     for axis in ("fl_models", "batch_sizes", "defenses", "attacks", "metrics"):
-        values = getattr(experiment, axis)
+        values = getattr(experiment, axis) or []
         for value in dict.fromkeys(value for value in values if values.count(value) > 1):
             yield f"{where}.{axis}: got {value!r} more than once; allowed: once"
     for axis in ("fl_models", "defenses", "attacks"):
         for value in getattr(experiment, axis):
             yield from _unknown(f"{where}.{axis}", value, getattr(config, axis))
-    for value in experiment.metrics:
-        yield from _unknown(f"{where}.metrics", value, METRICS)
+    yield from _metric_problems(config, f"{where}.metrics", experiment)
     yield from _mirror_problems(config, where, experiment)
     for batch_size in experiment.batch_sizes:
         if not 1 <= batch_size <= experiment.victims.size:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lti.attacks import ATTACKS, Attack
 from lti.config import Auxiliary, Config, Experiment, Victims
@@ -21,8 +21,12 @@ from lti.fl_models import FL_MODELS
 from lti.generators import GENERATORS
 from lti.inverters import INVERTERS
 from lti.metrics import METRICS
+from lti.metrics.base import DEFAULT_METRICS
 from lti.projections import PROJECTIONS
 from lti.registry import Registry
+
+if TYPE_CHECKING:
+    from lti.data.samples import Modality
 
 __all__ = ["Cell", "Plan"]
 
@@ -79,10 +83,10 @@ class Plan:
                 )
             self.victims[victims_id(experiment)] = (experiment.dataset, experiment.victims)
         self._metrics: dict[Cell, list[str]] = {}
-        for name, experiment in config.experiments.items():
+        for name in config.experiments:
             for cell in self.cells(name):
                 known = self._metrics.setdefault(cell, [])
-                known += [metric for metric in experiment.metrics if metric not in known]
+                known += [m for m in self.metrics_of_experiment(name) if m not in known]
                 self._check_projection(cell)
 
     def _check_projection(self, cell: Cell) -> None:
@@ -178,6 +182,20 @@ class Plan:
     def victims_of(self, experiment: str) -> str:
         """Return the identifier of an experiment's victims."""
         return victims_id(self.experiment(experiment))
+
+    def auxiliary_of(self, experiment: str) -> str:
+        """Return the identifier of an experiment's auxiliary set."""
+        return auxiliary_id(self.experiment(experiment))
+
+    def modality_of(self, experiment: str) -> Modality:
+        """Return the modality of an experiment's data set."""
+        modality: Modality = self.datasets[self.experiment(experiment).dataset].modality
+        return modality
+
+    def metrics_of_experiment(self, experiment: str) -> list[str]:
+        """Return the metrics that an experiment reports, in the order of its tables."""
+        named = self.experiment(experiment).metrics
+        return list(DEFAULT_METRICS[self.modality_of(experiment)] if named is None else named)
 
     def backbones(self, metrics: Iterable[str]) -> list[str]:
         """Return the pretrained networks that metrics need."""

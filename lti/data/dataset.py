@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from typing import ClassVar, Literal
 
-from lti.data.samples import Samples
+from lti.data.samples import Modality, Samples
 from lti.errors import LTIError
 from lti.registry import Registry, Settings
 
@@ -18,6 +18,7 @@ Part = Literal["auxiliary", "victims"]
 class Dataset(Settings):
     """Base of every registered data set."""
 
+    modality: ClassVar[Modality] = "image"
     class_names: ClassVar[tuple[str, ...]] = ()
     """One name per label, in the order of the labels."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from lti.registry import Registry, Settings
@@ -10,9 +11,17 @@ if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
-    FloatArray = npt.NDArray[np.floating[Any]]
+    from lti.data.samples import Modality
 
-__all__ = ["METRICS", "Metric"]
+    Array = npt.NDArray[Any]
+
+__all__ = ["DEFAULT_METRICS", "METRICS", "Metric"]
+
+DEFAULT_METRICS: Mapping[Modality, tuple[str, ...]] = {
+    "image": ("mse", "psnr", "ssim"),
+    "text": ("token_accuracy", "token_accuracy_padded", "rouge1", "rouge2", "rougeL", "exact"),
+}
+"""What an experiment reports where it names no metrics."""
 
 
 class Metric(Settings):
@@ -21,6 +30,7 @@ class Metric(Settings):
     A subclass states the class variables below and implements ``__call__``.
 
     Attributes:
+        modality: the samples that it compares, ``"image"`` or ``"text"``.
         label: the heading in tables and figures, with the unit: ``"PSNR (dB)"``.
         unit: the unit alone; empty for a number without one.
         direction: which values mean a closer reconstruction, ``"higher"`` or ``"lower"``.
@@ -31,6 +41,7 @@ class Metric(Settings):
             setting ``weights``, the fetched file.
     """
 
+    modality: ClassVar[Modality] = "image"
     label: ClassVar[str] = ""
     unit: ClassVar[str] = ""
     direction: ClassVar[Literal["higher", "lower"]] = "higher"
@@ -42,12 +53,17 @@ class Metric(Settings):
         """Return why no value can be had here, or "" where values can."""
         return ""
 
-    def __call__(self, truth: FloatArray, reconstruction: FloatArray) -> npt.NDArray[np.float64]:
-        """Compare image by image.
+    def __call__(
+        self, truth: Array, reconstruction: Array, *context: Any
+    ) -> npt.NDArray[np.float64]:
+        """Compare sample by sample.
 
         Args:
-            truth: (n, channels, height, width), in [0, 1].
-            reconstruction: the same shape, finite; clamped to [0, 1].
+            truth: images, float (n, channels, height, width) in [0, 1]; or tokens, int32
+                (n, length).
+            reconstruction: the same shape; images finite, and clamped to [0, 1].
+            context: nothing for images; for text one :class:`lti.metrics.tokens.Text`, what
+                there is to know of the tokens.
 
         Returns:
             (n,) values.
@@ -60,5 +76,9 @@ METRICS: Registry[Metric] = Registry(
     modules={
         **dict.fromkeys(("mse", "psnr", "ssim"), "lti.metrics.image"),
         **dict.fromkeys(("lpips", "lpips_alex", "lpips_paper"), "lti.metrics.lpips"),
+        **dict.fromkeys(
+            ("token_accuracy", "token_accuracy_padded", "exact", "rouge1", "rouge2", "rougeL"),
+            "lti.metrics.text",
+        ),
     },
 )

@@ -8,12 +8,15 @@ from typing import TYPE_CHECKING, Any
 
 from lti.errors import LTIError
 from lti.files import atomic_path
-from lti.metrics.base import METRICS, Metric
-from lti.metrics.matching import match_victims
+from lti.metrics.base import DEFAULT_METRICS, METRICS, Metric
+from lti.metrics.matching import match_victims, victims_key
 
 if TYPE_CHECKING:
     import numpy.typing as npt
     import pandas as pd
+
+    from lti.data.samples import Modality
+    from lti.metrics.tokens import Text
 
 __all__ = ["RUN_COLUMNS", "VICTIM_COLUMNS", "measure", "read_metrics", "write_metrics"]
 
@@ -32,29 +35,33 @@ RUN_COLUMNS = (
 VICTIM_COLUMNS = ("victim", "index", "label")
 """The position among the victims, the index in the source split, the class."""
 
-DEFAULT_METRICS = ("mse", "psnr", "ssim")
-
 
 def measure(
     victims: Mapping[str, npt.NDArray[Any]],
     reconstructions: Mapping[str, npt.NDArray[Any]],
     metadata: Mapping[str, Any],
     *,
-    metrics: Sequence[str | Metric] = DEFAULT_METRICS,
+    metrics: Sequence[str | Metric] | None = None,
     backbones: Mapping[str, Path] | None = None,
+    text: Text | None = None,
 ) -> pd.DataFrame:
     """Compare every reconstruction with its victim.
 
     Inside a batch the reconstructions are first matched to the victims
-    (:func:`lti.metrics.matching.match_batches`); all metrics clamp to [0, 1].
+    (:func:`lti.metrics.matching.match_victims`); all metrics of images clamp to [0, 1].
 
     Args:
-        victims: ``image`` uint8 (n, 3, 32, 32), ``label`` and ``index`` int64 (n,).
-        reconstructions: ``reconstruction`` float32 (n_batches, B, 3, 32, 32).
+        victims: ``image`` uint8 (n, 3, 32, 32) or ``token`` int32 (n, length), ``label`` and
+            ``index`` int64 (n,).
+        reconstructions: ``reconstruction`` float32 (n_batches, B, 3, 32, 32) or int32
+            (n_batches, B, length).
         metadata: of the reconstructions; the keys of :data:`RUN_COLUMNS`, of which
             ``variant`` and ``auxiliary`` may be absent or empty.
-        metrics: names of registered metrics or metrics with settings of their own.
+        metrics: names of registered metrics or metrics with settings of their own; by
+            default those of the victims' modality in
+            :data:`lti.metrics.base.DEFAULT_METRICS`.
         backbones: fetched files of the backbones of metrics that are given by name.
+        text: what is known of the tokens; needed by text alone.
 
     Returns:
         One row per covered victim, in the victims' order: :data:`RUN_COLUMNS`,
@@ -62,8 +69,8 @@ def measure(
         backbone's weights cannot be had.
 
     Raises:
-        LTIError: metadata missing, arrays that do not fit, values that are not finite, or a
-            backbone not given.
+        LTIError: metadata missing, arrays that do not fit, values that are not finite, a
+            metric of another modality, or a backbone or ``text`` not given.
     """
     import numpy as np
     import pandas as pd
@@ -75,6 +82,13 @@ def measure(
             f"the reconstructions' metadata lacks {', '.join(missing)}; expected all of "
             f"{', '.join(RUN_COLUMNS)}. Run the attack again with this version."
         )
+    key = victims_key(victims)
+    modality: Modality = "image" if key == "image" else "text"
+    chosen = [
+        _by_name(entry, backbones or {}) if isinstance(entry, str) else entry
+        for entry in (DEFAULT_METRICS[modality] if metrics is None else metrics)
+    ]
+    context = _context(modality, chosen, text)
     truth, matched = match_victims(victims, reconstructions)
     batch_size = reconstructions["reconstruction"].shape[1]
     if run["batch_size"] != batch_size:
@@ -85,17 +99,36 @@ def measure(
     n = len(truth)
     columns: dict[str, Any] = {key: run[key] for key in RUN_COLUMNS}
     columns["victim"] = range(n)
-    for key in ("index", "label"):
-        if key not in victims or len(victims[key]) != len(victims["image"]):
+    for name in ("index", "label"):
+        if name not in victims or len(victims[name]) != len(victims[key]):
             raise LTIError(
-                f"the victims need an array {key!r} with one value per image; got arrays "
+                f"the victims need an array {name!r} with one value per {key}; got arrays "
                 f"{sorted(victims)}. Write the victims again."
             )
-        columns[key] = victims[key][:n]
-    for entry in metrics:
-        metric = _by_name(entry, backbones or {}) if isinstance(entry, str) else entry
-        columns[metric.name] = np.nan if metric.unavailable() else metric(truth, matched)
+        columns[name] = victims[name][:n]
+    for metric in chosen:
+        values = np.nan if metric.unavailable() else metric(truth, matched, *context)
+        columns[metric.name] = values
     return pd.DataFrame(columns)
+
+
+def _context(modality: Modality, metrics: Sequence[Metric], text: Text | None) -> tuple[Text, ...]:
+    """Return what metrics get beside the samples, and refuse those of another modality."""
+    for metric in metrics:
+        if metric.modality != modality:
+            raise LTIError(
+                f"metric {metric.name} compares samples of modality {metric.modality}; the victims "
+                f"are of modality {modality}. Use metrics of theirs, such as "
+                f"{', '.join(DEFAULT_METRICS[modality])}."
+            )
+    if modality == "image":
+        return ()
+    if text is None:
+        raise LTIError(
+            "text metrics need to know of the tokens; got nothing. Pass the data set's tokenizer "
+            "with --tokenizer."
+        )
+    return (text,)
 
 
 def _by_name(name: str, backbones: Mapping[str, Path]) -> Metric:

@@ -15,7 +15,16 @@ if TYPE_CHECKING:
     import numpy.typing as npt
     import pandas as pd
 
-__all__ = ["CONFIDENCE", "RESAMPLES", "SUMMARY_COLUMNS", "bootstrap_interval", "summarise"]
+    from lti.metrics.near_copies import NearCopies
+
+__all__ = [
+    "CONFIDENCE",
+    "RESAMPLES",
+    "SUBSETS",
+    "SUMMARY_COLUMNS",
+    "bootstrap_interval",
+    "summarise",
+]
 
 SUMMARY_COLUMNS = (
     "dataset",
@@ -30,10 +39,14 @@ SUMMARY_COLUMNS = (
     "n",
     "paper",
 )
+SUBSETS = ("all", "novel")
+"""Values of the column ``victims``, where there is one: novel is who has no near copy."""
+
 CONFIDENCE = 0.95
 RESAMPLES = 10_000
 
 _CELL = SUMMARY_COLUMNS[:5]
+_SUBSET = "victims"
 _PART = "_part"
 _BLOCK = 1 << 17  # resampled values at a time: 1 MB of indices stays in the cache
 
@@ -42,6 +55,7 @@ def bootstrap_interval(
     values: npt.NDArray[np.floating[Any]],
     generator: np.random.Generator,
     *,
+    weights: npt.NDArray[np.number[Any]] | None = None,
     resamples: int = RESAMPLES,
     confidence: float = CONFIDENCE,
 ) -> tuple[float, float]:
@@ -50,6 +64,7 @@ def bootstrap_interval(
     Args:
         values: (n,) independent values.
         generator: draws the resamples, and is advanced.
+        weights: (n,) positive weights of the values in the mean; all alike if None.
         resamples: number of resamples.
         confidence: coverage asked for, in (0, 1).
 
@@ -67,7 +82,12 @@ def bootstrap_interval(
     block = max(1, _BLOCK // n)
     for start in range(0, resamples, block):
         rows = min(block, resamples - start)
-        means[start : start + rows] = values.take(generator.integers(n, size=(rows, n))).mean(1)
+        drawn = generator.integers(n, size=(rows, n))
+        if weights is None:
+            means[start : start + rows] = values.take(drawn).mean(1)
+        else:
+            total = (values * weights).take(drawn).sum(1)
+            means[start : start + rows] = total / weights.take(drawn).sum(1)
     tail = (1 - confidence) / 2
     low, high = np.quantile(means, [tail, 1 - tail])
     return float(low), float(high)
@@ -78,6 +98,7 @@ def summarise(
     *,
     defenses: Sequence[str] = (),
     attacks: Sequence[str] = (),
+    near_copies: NearCopies | None = None,
     resamples: int = RESAMPLES,
 ) -> pd.DataFrame:
     """Average the victims of every cell.
@@ -93,6 +114,10 @@ def summarise(
             columns that are no metric (say ``beta``) tell cells apart.
         defenses: their order in the result; others follow as they first appear.
         attacks: the same for attacks.
+        near_copies: of these victims. With it every row comes twice, told apart by a column
+            ``victims``: ``all``, and ``novel`` for the means over the victims of whom the
+            auxiliary set has no near copy. An attack may cover only some of either; a cell
+            without any novel victim has an ``n`` of 0 and no mean.
         resamples: bootstrap resamples.
 
     Returns:
@@ -103,8 +128,8 @@ def summarise(
         row whose ``mean``, ``low`` and ``high`` are NaN.
 
     Raises:
-        LTIError: no rows, a victim twice in a cell, a batch in part, or a value missing for
-            some of a cell's victims.
+        LTIError: no rows, a victim twice in a cell, a batch in part, a value missing for
+            some of a cell's victims, or near copies of fewer victims than there are.
     """
     import pandas as pd
 
@@ -132,6 +157,11 @@ def summarise(
     further = [key for key in keys if key not in _CELL]
     frame[further] = frame[further].where(frame[further].notna(), "")
 
+    if near_copies is not None and len(near_copies.similarity) <= frame["victim"].max():
+        raise LTIError(
+            f"near copies of {len(near_copies.similarity)} victims, and metric rows of victim "
+            f"{frame['victim'].max()}; expected the same victims. Pass those that belong together."
+        )
     cells = frame[keys].drop_duplicates(ignore_index=True)
     shown = _columns_to_show(cells, further)
     rows: list[dict[str, Any]] = []
@@ -139,7 +169,9 @@ def summarise(
     for values, cell in frame.groupby(keys, sort=False):
         key: dict[str, Any] = dict(zip(keys, values, strict=True))
         asked = {column for number in cell[_PART].unique() for column in parts[number]}
-        rows.extend(_cell_rows(key, cell, [n for n in names if n in asked], resamples))
+        reported = [name for name in names if name in asked]
+        rows.extend(_cell_rows(key, cell, reported, near_copies, resamples))
+    subset = {} if near_copies is None else {_SUBSET: _ranks(SUBSETS)}
     order = {
         "dataset": _ranks(cells["dataset"]),
         "fl_model": _ranks(cells["fl_model"]),
@@ -147,10 +179,11 @@ def summarise(
         "defense": _ranks([*defenses, *cells["defense"]]),
         "attack": _ranks([*attacks, *cells["attack"]]),
         **{key: _ranks(cells[key]) for key in shown},
+        **subset,
         "metric": _ranks(names),
     }
     rows.sort(key=lambda row: [rank[row[k]] if rank else row[k] for k, rank in order.items()])
-    return pd.DataFrame(rows, columns=[*_CELL, *shown, *SUMMARY_COLUMNS[5:]]).astype(
+    return pd.DataFrame(rows, columns=[*_CELL, *shown, *subset, *SUMMARY_COLUMNS[5:]]).astype(
         {"batch_size": int, "n": int, "mean": float, "low": float, "high": float, "paper": float}
     )
 
@@ -170,11 +203,13 @@ def _columns_to_show(cells: pd.DataFrame, further: Sequence[str]) -> list[str]:
 
 
 def _cell_rows(
-    key: dict[str, Any], cell: pd.DataFrame, names: Sequence[str], resamples: int
+    key: dict[str, Any],
+    cell: pd.DataFrame,
+    names: Sequence[str],
+    near_copies: NearCopies | None,
+    resamples: int,
 ) -> Iterable[dict[str, Any]]:
-    """Yield the row of every metric of one cell."""
-    from lti.report.paper import paper_value
-
+    """Yield the row of every metric of one cell, and again of its novel victims."""
     label = ", ".join(f"{name} {value}" for name, value in key.items() if value != "")
     batch_size = int(key["batch_size"])
     cell = cell.sort_values("victim")
@@ -192,6 +227,25 @@ def _cell_rows(
     flags = cell["paper_defense"].unique()
     if len(flags) > 1:
         raise LTIError(f"{label}: paper_defense is {', '.join(map(repr, flags))}; expected one.")
+    if near_copies is None:
+        yield from _metric_rows(key, cell, names, paper=flags[0], resamples=resamples)
+        return
+    novel = cell[near_copies.novel[cell["victim"].to_numpy(dtype=int)]]
+    named = [{_SUBSET: subset} for subset in SUBSETS]
+    for row in _metric_rows(key, cell, names, paper=flags[0], resamples=resamples):
+        yield named[0] | row
+    # The paper's numbers are of all of its victims.
+    yield from _metric_rows(key | named[1], novel, names, paper="", resamples=resamples)
+
+
+def _metric_rows(
+    key: dict[str, Any], cell: pd.DataFrame, names: Sequence[str], *, paper: str, resamples: int
+) -> Iterable[dict[str, Any]]:
+    """Yield the row of every metric over these victims of a cell."""
+    from lti.report.paper import paper_value
+
+    label = ", ".join(f"{name} {value}" for name, value in key.items() if value != "")
+    batches = cell["victim"] // int(key["batch_size"])
     # Named by content, without what is empty: a column that only other cells need moves nothing.
     stream = [f"{name}={value}" for name, value in key.items() if value != ""]
     for name in names:
@@ -201,14 +255,19 @@ def _cell_rows(
                 f"{label}: {name} is missing for {int(column.isna().sum())} of {len(cell)} "
                 f"victims; expected a value for each. Run the metric stage again."
             )
-        independent = column.dropna().groupby(batches).mean().to_numpy(dtype=float)
+        grouped = column.dropna().groupby(batches)
+        sizes = grouped.size().to_numpy(dtype=int)
         low, high = bootstrap_interval(
-            independent, numpy_generator(0, "bootstrap", *stream, name), resamples=resamples
+            grouped.mean().to_numpy(dtype=float),
+            numpy_generator(0, "bootstrap", *stream, name),
+            # A batch may have fewer novel victims than another.
+            weights=sizes if len(set(sizes)) > 1 else None,
+            resamples=resamples,
         )
-        paper = None
-        if flags[0]:
-            known = {k: key[k] for k in ("dataset", "fl_model", "attack")}
-            paper = paper_value(**known, batch_size=batch_size, defense=flags[0], metric=name)
+        value = None
+        if paper:
+            known = {k: key[k] for k in ("dataset", "fl_model", "attack", "batch_size")}
+            value = paper_value(**known, defense=paper, metric=name)
         yield {
             **key,
             "metric": name,
@@ -216,5 +275,5 @@ def _cell_rows(
             "low": low,
             "high": high,
             "n": len(cell),
-            "paper": float("nan") if paper is None else paper,
+            "paper": float("nan") if value is None else value,
         }

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from lti.errors import LTIError
 from lti.metrics.base import METRICS, Metric
-from lti.report.labels import attack_labels, defense_label, setting_label
+from lti.report.labels import attack_labels, defense_label, setting_label, subset_label
 from lti.report.style import FAINT, check_suffix, drawing_style, save_figure
 
 if TYPE_CHECKING:
@@ -29,6 +30,7 @@ _COLOURS = {
 }
 _SPARE_COLOURS = ("#E69F00", "#000000", "#56B4E9", "#CC79A7")
 _MARKERS = "osD^vPX<>"
+_WIDEST = 5  # panels side by side; more metrics go below
 
 
 def plot_summary(
@@ -36,9 +38,10 @@ def plot_summary(
 ) -> None:
     """Draw every cell's mean with its 95 % interval, and the paper's value where there is one.
 
-    One row of panels per setting (data set, FL model, batch size), one panel per metric,
-    defenses along the axis, an attack a colour and a marker throughout. An FL model's panels
-    of one metric share their limits.
+    One row of panels per setting (data set, FL model, batch size), or more of them for more
+    than five metrics, one panel per metric, defenses along the axis, an attack a colour and a
+    marker throughout. An FL model's panels of one metric share their limits. Where the summary
+    tells victims apart, hollow markers are those without a near copy.
 
     Args:
         path: output, ``.png`` or ``.pdf``.
@@ -68,19 +71,24 @@ def plot_summary(
         for (*model, name), rows in values.groupby(["dataset", "fl_model", "metric"])
     }
     settings = list(summary.groupby(["dataset", "fl_model", "batch_size"], sort=False))
+    lines = math.ceil(len(names) / _WIDEST)  # of panels, each setting
+    width = math.ceil(len(names) / lines)
     with drawing_style():
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
         from matplotlib.layout_engine import ConstrainedLayoutEngine
 
         figure = Figure(
-            figsize=(1.0 + 3.4 * len(names), 0.9 + 2.7 * len(settings)),
+            figsize=(1.0 + 3.4 * width, 0.9 + 2.7 * lines * len(settings)),
             layout=ConstrainedLayoutEngine(w_pad=0.08, h_pad=0.08, hspace=0.06),
         )
         FigureCanvasAgg(figure)
-        grid = figure.subplots(len(settings), len(names), squeeze=False)
-        for panels, (key, rows) in zip(grid, settings, strict=True):
-            for axes, name in zip(panels, names, strict=True):
+        grid = figure.subplots(lines * len(settings), width, squeeze=False)
+        for index, (key, rows) in enumerate(settings):
+            panels = grid[index * lines : (index + 1) * lines]
+            for axes in panels.flat[len(names) :]:
+                axes.set_axis_off()
+            for axes, name in zip(panels.flat, names, strict=False):
                 metric = METRICS[name]
                 drawn = rows[rows["mean"].notna() & (rows["metric"] == name)]
                 if len(drawn):
@@ -90,9 +98,15 @@ def plot_summary(
                 axes.set_title(f"{metric.label} {arrow}", size=10, loc="left")
             dataset, fl_model, batch_size = key
             label = setting_label(str(dataset), str(fl_model), int(str(batch_size)))
-            panels[0].set_ylabel(label, size=9, labelpad=8)
+            for axes in panels[:, 0]:
+                axes.set_ylabel(label, size=9, labelpad=8)
         figure.align_ylabels(grid[:, 0])
-        _legend(figure, look, paper=bool(summary["paper"].notna().any()))
+        _legend(
+            figure,
+            look,
+            paper=bool(summary["paper"].notna().any()),
+            novel="victims" in summary,
+        )
         save_figure(figure, path)
 
 
@@ -154,14 +168,20 @@ def _panel(axes: Axes, rows: pd.DataFrame, look: Mapping[str, tuple[str, str]]) 
     defenses = list(dict.fromkeys(rows["defense"]))
     present = set(rows["series"])
     series = [name for name in look if name in present]
-    step = min(0.2, 0.7 / max(1, len(series)))
+    apart = "victims" in rows
+    step = min(0.27 if apart else 0.2, 0.7 / max(1, len(series)))
     for _, row in rows.iterrows():
         colour, marker = look[row["series"]]
         offset = (series.index(row["series"]) - (len(series) - 1) / 2) * step
         x = defenses.index(row["defense"]) + offset
+        face: dict[str, Any] = {"mec": "none"}
+        if apart:
+            novel = row["victims"] == "novel"
+            x += step * (0.22 if novel else -0.22)
+            face = {"mec": colour, "mfc": "white" if novel else colour}
         if row["low"] == row["low"]:
             axes.plot([x, x], [row["low"], row["high"]], color=colour, lw=1.8, zorder=3)
-        axes.plot([x], [row["mean"]], marker=marker, ms=5, color=colour, mec="none", zorder=4)
+        axes.plot([x], [row["mean"]], marker=marker, ms=5, color=colour, zorder=4, **face)
         if row["paper"] == row["paper"]:
             half = step * 0.45
             axes.plot([x - half, x + half], [row["paper"]] * 2, color=colour, lw=2, zorder=5)
@@ -174,7 +194,9 @@ def _panel(axes: Axes, rows: pd.DataFrame, look: Mapping[str, tuple[str, str]]) 
         axes.axvline(edge - 0.5, color="#EEEEEE", lw=0.8, zorder=0)
 
 
-def _legend(figure: Figure, look: Mapping[str, tuple[str, str]], *, paper: bool) -> None:
+def _legend(
+    figure: Figure, look: Mapping[str, tuple[str, str]], *, paper: bool, novel: bool
+) -> None:
     from matplotlib.lines import Line2D
 
     handles = [
@@ -183,6 +205,10 @@ def _legend(figure: Figure, look: Mapping[str, tuple[str, str]], *, paper: bool)
     ]
     interval = Line2D([], [], color=FAINT, marker="|", lw=0, ms=11, mew=1.8, label="95 % interval")
     handles.append(interval)
+    if novel:
+        hollow = Line2D([], [], marker="o", lw=0, ms=6, mec=FAINT, mfc="white")
+        hollow.set_label(subset_label("novel"))
+        handles.append(hollow)
     if paper:
         dash = Line2D([], [], color=FAINT, marker="_", lw=0, ms=11, mew=2, label="in the paper")
         handles.append(dash)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from lti.files import atomic_path
 from lti.metrics.base import METRICS, Metric
-from lti.report.labels import attack_labels, setting_label
+from lti.report.labels import attack_labels, setting_label, subset_label
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -29,7 +29,7 @@ __all__ = [
 DASH = "\u2013"
 """Stands for a value that was not measured."""
 
-_COLUMN = ["dataset", "fl_model", "batch_size", "defense"]
+_COLUMN = ["dataset", "fl_model", "batch_size", "defense", "victims"]  # the last may lack
 _VALUES = ("mean", "low", "high", "n", "paper")
 
 
@@ -43,15 +43,15 @@ def metric_cells(summary: pd.DataFrame, name: str) -> pd.DataFrame:
     Returns:
         One row per cell: ``metric``, the columns that name the cell, ``mean``, ``low``,
         ``high``, ``n``, ``paper``, ``difference`` (mean - paper) and ``best``: whether no
-        attack does better on that defense at the digits shown. A value that was not measured
-        is NaN (``n``: NA) and never the best.
+        attack does better on that defense (and these ``victims``) at the digits shown. A
+        value that was not measured is NaN (``n``: NA) and never the best.
     """
     metric = METRICS[name]
     keys = [column for column in summary.columns if column not in ("metric", *_VALUES)]
     own = summary[summary["metric"] == name]
     cells = summary[keys].drop_duplicates().merge(own[[*keys, *_VALUES]], on=keys, how="left")
     shown = cells["mean"].map(lambda mean: float(f"{mean:.{metric.decimals}f}"))
-    column = shown.groupby([cells[key] for key in _COLUMN])
+    column = shown.groupby([cells[key] for key in _COLUMN if key in cells])
     best = column.transform("max") if metric.direction == "higher" else column.transform("min")
     cells.insert(0, "metric", name)
     return cells.assign(
@@ -76,16 +76,20 @@ def write_cells(path: Path | str, cells: Sequence[pd.DataFrame]) -> None:
 
 @dataclass(frozen=True)
 class Grid:
-    """One FL model's cells of one metric.
+    """One FL model's cells of one metric, over one set of victims.
 
     Attributes:
-        label: the data set and the FL model, as shown.
+        label: the data set, the FL model and, where there are several sets, the victims, as
+            shown.
+        victims: the set of victims as shown, such as ``"all victims"``; empty where there is
+            one.
         attacks: labels of the rows.
         columns: batch size and defense of every column, by batch size.
         cells: rows of :func:`metric_cells` by attack and column; those that there are.
     """
 
     label: str
+    victims: str
     attacks: list[str]
     columns: list[tuple[int, str]]
     cells: dict[tuple[str, tuple[int, str]], pd.Series]
@@ -100,25 +104,30 @@ class Grid:
 
 
 def grids(cells: pd.DataFrame) -> list[Grid]:
-    """Arrange the rows of :func:`metric_cells`, or some of them: a grid for every FL model.
+    """Arrange the rows of :func:`metric_cells`, or some of them.
 
-    All grids have the same columns and their rows in the same order.
+    There is a grid for every FL model and, in its turn, every set of ``victims``. All grids
+    have the same columns and their rows in the same order.
     """
     labels = attack_labels(cells.drop(columns=["difference", "best"]))
-    cells = cells.assign(row=labels)
+    subsets = cells["victims"].map(subset_label) if "victims" in cells else ""
+    cells = cells.assign(row=labels, subset=subsets)
     attacks = list(dict.fromkeys(labels))
     defenses = list(dict.fromkeys(cells["defense"]))
     pairs = {(int(row["batch_size"]), str(row["defense"])) for _, row in cells.iterrows()}
     columns = sorted(pairs, key=lambda pair: (pair[0], defenses.index(pair[1])))
     arranged = []
-    for (dataset, fl_model), own in cells.groupby(["dataset", "fl_model"], sort=False):
+    models = cells.groupby(["dataset", "fl_model", "subset"], sort=False)
+    for (dataset, fl_model, subset), own in models:
         present = set(own["row"])
         found = {
             (str(row["row"]), (int(row["batch_size"]), str(row["defense"]))): row
             for _, row in own.iterrows()
         }
         rows = [attack for attack in attacks if attack in present]
-        arranged.append(Grid(setting_label(str(dataset), str(fl_model)), rows, columns, found))
+        label = setting_label(str(dataset), str(fl_model))
+        label = f"{label}: {subset}" if subset else label
+        arranged.append(Grid(label, str(subset), rows, columns, found))
     return arranged
 
 

@@ -16,6 +16,8 @@ from lti.report.notes import footnotes
 if TYPE_CHECKING:
     import pandas as pd
 
+    from lti.metrics.near_copies import NearCopies
+
 __all__ = ["escape", "grid_latex", "write_grid_latex"]
 
 _ESCAPES = str.maketrans(
@@ -39,10 +41,15 @@ def escape(text: str) -> str:
 
 
 def grid_latex(
-    tables: Sequence[pd.DataFrame], *, title: str, missing: Mapping[str, str] | None = None
+    tables: Sequence[pd.DataFrame],
+    *,
+    title: str,
+    missing: Mapping[str, str] | None = None,
+    near_copies: NearCopies | None = None,
 ) -> str:
     r"""Return LaTeX floats: for every metric one, with a block of rows for every FL model.
 
+    Where the cells tell victims apart, every set of them has a block of its own.
     Columns are grouped by batch size; below each mean stands its interval. A metric that the
     paper has values of is followed by a second float: ours - the paper's, with the paper's
     value below. The document loads ``booktabs``; a comment at the top says so.
@@ -51,6 +58,7 @@ def grid_latex(
         tables: the results of :func:`lti.report.grid.metric_cells`, a metric each.
         title: what captions begin with.
         missing: why a metric was not measured, by its name.
+        near_copies: by which the tables tell victims apart, for the footnote.
     """
     lines = [
         r"% Needs \usepackage{booktabs}. Include with \input where a float may stand.",
@@ -62,7 +70,7 @@ def grid_latex(
         metric = METRICS[name]
         label = "tab:" + name.replace("_", "-")
         heading = f"{title}: {metric.label}"
-        notes = footnotes([cells], metrics=[name], missing=missing or {})
+        notes = footnotes([cells], metrics=[name], missing=missing or {}, near_copies=near_copies)
         blocks = grids(cells)
         sizes = [f"B = {size}" for size in blocks[0].batches]
         if len(sizes) > 1:
@@ -92,9 +100,10 @@ def write_grid_latex(
     *,
     title: str,
     missing: Mapping[str, str] | None = None,
+    near_copies: NearCopies | None = None,
 ) -> None:
     """Write :func:`grid_latex` to a file, atomically; equal cells give equal bytes."""
-    text = grid_latex(tables, title=title, missing=missing)
+    text = grid_latex(tables, title=title, missing=missing, near_copies=near_copies)
     with atomic_path(path) as temporary:
         temporary.write_text(text, encoding="utf-8", newline="\n")
 

@@ -16,13 +16,21 @@ from lti.report.table import markdown_notes, markdown_row
 if TYPE_CHECKING:
     import pandas as pd
 
+    from lti.metrics.near_copies import NearCopies
+
 __all__ = ["grid_markdown", "write_grid_markdown"]
 
 
 def grid_markdown(
-    tables: Sequence[pd.DataFrame], *, title: str, missing: Mapping[str, str] | None = None
+    tables: Sequence[pd.DataFrame],
+    *,
+    title: str,
+    missing: Mapping[str, str] | None = None,
+    near_copies: NearCopies | None = None,
 ) -> str:
     """Return Markdown: for every metric and FL model a table of attacks by defenses.
+
+    Where the cells tell victims apart, every set of them has a table of its own.
 
     Columns are grouped by batch size. A metric that the paper has values of is followed by
     a second table: ours - the paper's, with the paper's value in parentheses.
@@ -31,6 +39,7 @@ def grid_markdown(
         tables: the results of :func:`lti.report.grid.metric_cells`, a metric each.
         title: the heading.
         missing: why a metric was not measured, by its name.
+        near_copies: by which the tables tell victims apart, for the footnote.
     """
     lines = [f"## {title}", ""]
     names = [str(cells["metric"].iloc[0]) for cells in tables]
@@ -44,7 +53,7 @@ def grid_markdown(
             lines += [f"### {metric.label}, ours - the paper's (the paper's)", ""]
             for grid in grids(known):
                 lines += [f"**{grid.label}**", "", *_differences(grid, metric), ""]
-    notes = footnotes(tables, metrics=names, missing=missing or {})
+    notes = footnotes(tables, metrics=names, missing=missing or {}, near_copies=near_copies)
     return "\n".join([*lines, *markdown_notes(notes)]) + "\n"
 
 
@@ -54,9 +63,10 @@ def write_grid_markdown(
     *,
     title: str,
     missing: Mapping[str, str] | None = None,
+    near_copies: NearCopies | None = None,
 ) -> None:
     """Write :func:`grid_markdown` to a file, atomically; equal cells give equal bytes."""
-    text = grid_markdown(tables, title=title, missing=missing)
+    text = grid_markdown(tables, title=title, missing=missing, near_copies=near_copies)
     with atomic_path(path) as temporary:
         temporary.write_text(text, encoding="utf-8", newline="\n")
 

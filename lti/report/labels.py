@@ -15,6 +15,7 @@ __all__ = [
     "defense_label",
     "further_columns",
     "setting_label",
+    "subset_label",
 ]
 
 _DATASETS = {"cifar10": "CIFAR10", "cola": "CoLA", "wikitext": "WikiText"}
@@ -34,8 +35,9 @@ _ATTACKS = {
     "tag": "TAG",
     "nearest": "nearest",
 }
+_SUBSETS = {"all": "all victims", "novel": "victims without a near copy"}
 _USUAL = {
-    *("dataset", "fl_model", "batch_size", "defense", "attack"),
+    *("dataset", "fl_model", "batch_size", "defense", "attack", "victims"),
     *("metric", "mean", "low", "high", "n", "paper"),
 }
 
@@ -80,6 +82,11 @@ def setting_label(dataset: str, fl_model: str, batch_size: int | None = None) ->
     """Return ``"CIFAR10, LeNet, B = 1"``, without the end where no batch size is given."""
     label = f"{dataset_label(dataset)}, {_MODELS.get(fl_model, fl_model)}"
     return label if batch_size is None else f"{label}, B = {batch_size}"
+
+
+def subset_label(victims: str) -> str:
+    """Return ``"victims without a near copy"`` for ``"novel"``."""
+    return _SUBSETS.get(victims, victims)
 
 
 def further_columns(columns: Any) -> list[str]:

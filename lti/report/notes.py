@@ -13,11 +13,20 @@ from lti.report.paper import PAPER
 if TYPE_CHECKING:
     import pandas as pd
 
+    from lti.metrics.near_copies import NearCopies
+
 __all__ = ["footnotes"]
 
 
+_MATCHING = {"image": "by least MSE", "text": "so that the fewest tokens are wrong"}
+
+
 def footnotes(
-    tables: Sequence[pd.DataFrame], *, metrics: Sequence[str], missing: Mapping[str, str]
+    tables: Sequence[pd.DataFrame],
+    *,
+    metrics: Sequence[str],
+    missing: Mapping[str, str],
+    near_copies: NearCopies | None = None,
 ) -> list[str]:
     """Return the notes below a table, a sentence or two each.
 
@@ -25,6 +34,7 @@ def footnotes(
         tables: the results of :func:`lti.report.grid.metric_cells` that are shown.
         metrics: their metrics, in the order of the table.
         missing: why a metric was not measured, by its name.
+        near_copies: by which the tables tell victims apart.
     """
     import pandas as pd
 
@@ -36,7 +46,8 @@ def footnotes(
         if name in absent & set(missing)
     ]
     if absent - set(missing):
-        notes.append(f"{DASH}: not measured.")
+        nobody = ", or no victim to measure" if "victims" in cells else ""
+        notes.append(f"{DASH}: not measured{nobody}.")
     batches = cells["batch_size"].gt(1).any()
     unit = "over victims, or over whole batches where B > 1" if batches else "over victims"
     notes.append(
@@ -44,7 +55,18 @@ def footnotes(
         f"{RESAMPLES:,} resamples {unit}. n: number of victims. Bold: the best attack of a column."
     )
     if batches:
-        notes.append("B > 1: inside a batch, reconstructions are matched to victims by least MSE.")
+        matched = " or ".join(
+            _MATCHING[modality]
+            for modality in dict.fromkeys(METRICS[name].modality for name in metrics)
+        )
+        notes.append(f"B > 1: inside a batch, reconstructions are matched to victims {matched}.")
+    if near_copies is not None:
+        defined = f" ({near_copies.definition})" if near_copies.definition else ""
+        notes.append(
+            f"Without a near copy: victims to whom no sample of the auxiliary set has a "
+            f"similarity{defined} of {near_copies.threshold:g} or more. {near_copies.count:,} of "
+            f"{len(near_copies.similarity):,} victims have a near copy."
+        )
     notes += [METRICS[name].note for name in metrics if METRICS[name].note]
     if cells["paper"].notna().any():
         ssim = "; its settings of SSIM may differ from ours" if "ssim" in metrics else ""

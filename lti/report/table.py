@@ -18,6 +18,8 @@ from lti.report.notes import footnotes
 if TYPE_CHECKING:
     import pandas as pd
 
+    from lti.metrics.near_copies import NearCopies
+
 __all__ = [
     "markdown_notes",
     "markdown_row",
@@ -57,16 +59,23 @@ def read_summary(path: Path | str) -> pd.DataFrame:
     return frame
 
 
-def markdown_table(summary: pd.DataFrame, *, missing: Mapping[str, str] | None = None) -> str:
+def markdown_table(
+    summary: pd.DataFrame,
+    *,
+    missing: Mapping[str, str] | None = None,
+    near_copies: NearCopies | None = None,
+) -> str:
     """Return Markdown: for every setting and metric a table of attacks by defenses.
 
     A cell reads ``mean [low, high] (paper: value)``. The best attack of each column is
-    bold, judged at the digits shown, so that attacks that tie there are both bold.
+    bold, judged at the digits shown, so that attacks that tie there are both bold. Where the
+    summary tells victims apart, every set of them has rows of its own and its own best.
     Footnotes define the metrics, the interval and the paper's numbers.
 
     Args:
         summary: as :func:`lti.metrics.summary.summarise` returns it; its order is kept.
         missing: metrics that were not measured, and why: their tables hold dashes.
+        near_copies: by which the summary tells victims apart, for the footnote.
     """
     missing = missing or {}
     names = list(dict.fromkeys([*summary["metric"], *missing]))
@@ -82,7 +91,7 @@ def markdown_table(summary: pd.DataFrame, *, missing: Mapping[str, str] | None =
             shown.append(cells)
             lines += [f"**{metric.label}**, {metric.direction} is better", ""]
             lines += [*_block(cells, metric), ""]
-    notes = footnotes(shown, metrics=names, missing=missing)
+    notes = footnotes(shown, metrics=names, missing=missing, near_copies=near_copies)
     return "\n".join([*lines, *markdown_notes(notes)]) + "\n"
 
 
@@ -92,11 +101,12 @@ def write_markdown(
     *,
     title: str = "",
     missing: Mapping[str, str] | None = None,
+    near_copies: NearCopies | None = None,
 ) -> None:
     """Write :func:`markdown_table` below a heading to a file, atomically."""
     heading = f"## {title}\n\n" if title else ""
     with atomic_path(path) as temporary:
-        text = heading + markdown_table(summary, missing=missing)
+        text = heading + markdown_table(summary, missing=missing, near_copies=near_copies)
         temporary.write_text(text, encoding="utf-8", newline="\n")
 
 
@@ -112,17 +122,20 @@ def markdown_notes(notes: Iterable[str]) -> list[str]:
 
 def _block(cells: pd.DataFrame, metric: type[Metric]) -> list[str]:
     """Return the lines of one table."""
-    (grid,) = grids(cells)
+    blocks = grids(cells)
+    names = ["attack", "victims"] if "victims" in cells else ["attack"]
+    defenses = [defense_label(defense) for _, defense in blocks[0].columns]
     lines = [
-        markdown_row(["attack", *(defense_label(defense) for _, defense in grid.columns), "n"]),
-        markdown_row([":--", *["--:"] * (len(grid.columns) + 1)]),
+        markdown_row([*names, *defenses, "n"]),
+        markdown_row([*[":--"] * len(names), *["--:"] * (len(defenses) + 1)]),
     ]
-    for attack in grid.attacks:
-        row = [attack]
-        for column in grid.columns:
-            cell = grid.cells.get((attack, column))
-            row.append("" if cell is None else _cell(cell, metric))
-        lines.append(markdown_row([*row, counts(grid, attack)]))
+    for grid in blocks:
+        for attack in grid.attacks:
+            row = [attack, grid.victims][: len(names)]
+            for column in grid.columns:
+                cell = grid.cells.get((attack, column))
+                row.append("" if cell is None else _cell(cell, metric))
+            lines.append(markdown_row([*row, counts(grid, attack)]))
     return lines
 
 

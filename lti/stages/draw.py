@@ -27,6 +27,7 @@ def draw_reconstructions(
     the order given. The victims are drawn from those that every row covers.
     """
     from lti.data.samples import to_float
+    from lti.errors import LTIError
     from lti.files import read_arrays
     from lti.progress import Progress
     from lti.report.labels import setting_label
@@ -39,6 +40,11 @@ def draw_reconstructions(
     )
 
     truth = read_arrays(victims)[0]
+    if "image" not in truth:
+        raise LTIError(
+            f"{victims} holds {', '.join(sorted(truth))}; expected an array 'image'. Only images "
+            f"make a picture: choose victims of an image data set."
+        )
     # Read twice, one file at a time: all of 10,000 victims of many runs would fill the memory.
     covered = len(truth["image"])
     variants: dict[str, set[str]] = {}

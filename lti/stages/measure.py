@@ -20,14 +20,19 @@ def measure_attack(
     backbone: Annotated[
         list[Path] | None, typer.Option(help="A fetched backbone; may be repeated.")
     ] = None,
+    tokenizer: Annotated[
+        Path | None, typer.Option(help="The data set's tokenizer; for text alone.")
+    ] = None,
     output: Output,
     threads: Threads = None,
     log: Log = None,
 ) -> None:
     """Compare every reconstruction with its victim: one row per victim."""
     from lti.compute import acquire
+    from lti.errors import LTIError
     from lti.files import read_arrays
     from lti.metrics.measure import measure, write_metrics
+    from lti.metrics.tokens import read_text
     from lti.progress import Progress
     from lti.report.paper import paper_defense
 
@@ -35,7 +40,13 @@ def measure_attack(
     arrays, metadata = read_arrays(reconstructions)
     truth, read = read_arrays(victims)
     backbones = {str(read_arrays(path)[1]["backbone"]): path for path in backbone or ()}
-    frame = measure(truth, arrays, metadata, metrics=metric, backbones=backbones)
+    if tokenizer is not None and "text" not in read:
+        raise LTIError(
+            f"--tokenizer: got {tokenizer}; {victims} holds no text of which its metadata would "
+            f"say more. Leave the option out, or prepare the data set again."
+        )
+    text = read_text(tokenizer, read["text"]) if tokenizer is not None else None
+    frame = measure(truth, arrays, metadata, metrics=metric, backbones=backbones, text=text)
     # The paper's numbers are of its data sets and models, not of others under their names.
     names = (read["dataset"], metadata["fl_model_settings"]["use"])
     same = names == (metadata["dataset"], metadata["fl_model"])

@@ -21,6 +21,9 @@ def summarise_experiment(
         list[Path] | None,
         typer.Option(help="Card of a metric's backbone, which says if it is missing; repeated."),
     ] = None,
+    near_copies: Annotated[
+        Path | None, typer.Option(help="The victims' near copies: those without are reported too.")
+    ] = None,
     output: Output,
     table: Annotated[Path, typer.Option(help="Markdown table to write.")],
     chart: Annotated[Path, typer.Option(help="Chart to write, PNG or PDF.")],
@@ -29,15 +32,17 @@ def summarise_experiment(
     """Average the victims of every cell and set the paper's values beside them."""
     from lti.metrics.backbones import missing_reasons
     from lti.metrics.measure import read_metrics
+    from lti.metrics.near_copies import read_near_copies
     from lti.metrics.summary import summarise
     from lti.progress import Progress
     from lti.report.chart import plot_summary
     from lti.report.table import write_markdown, write_summary
 
     missing = missing_reasons(metric, backbone_card or ())
-    summary = summarise([read_metrics(path) for path in metrics])
+    copies = None if near_copies is None else read_near_copies(near_copies)
+    summary = summarise([read_metrics(path) for path in metrics], near_copies=copies)
     summary = summary[summary["metric"].isin(metric)]
     write_summary(output, summary)
-    write_markdown(table, summary, title=title, missing=missing)
+    write_markdown(table, summary, title=title, missing=missing, near_copies=copies)
     plot_summary(chart, summary, metrics=metric)
     Progress("summary", log=log).say(f"{output}\n{table}\n{chart}")

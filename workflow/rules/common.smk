@@ -50,8 +50,10 @@ RESULTS = PLAN.config.results
 # the content. Rules depend on the card's content and on the file's existence (`ancient`), so
 # that touching a large file costs nothing.
 PART = f"{RESULTS}/data/{{dataset}}/{{part}}"
+TOKENIZER = f"{RESULTS}/data/{{dataset}}/tokenizer.json"
 AUXILIARY = f"{RESULTS}/data/auxiliary/{{auxiliary}}"
 VICTIMS = f"{RESULTS}/data/victims/{{victims}}"
+NEAR_COPIES = f"{RESULTS}/data/near_copies/{{victims}}/{{auxiliary}}.safetensors"
 FL_MODEL = f"{RESULTS}/fl_models/{{dataset}}/{{fl_model}}"
 GRADIENTS = f"{RESULTS}/gradients/{{auxiliary}}/{{fl_model}}/{{projection}}/{{stored}}"
 OBSERVATIONS = (

@@ -176,13 +176,35 @@ def pictured(suffix):
     ]
 
 
+def tokenizer_of_victims(wildcards):
+    """The tokenizer of the victims' data set; nothing for images."""
+    dataset = dataset_of_victims(wildcards)
+    if PLAN.datasets[dataset].modality == "image":
+        return []
+    return [TOKENIZER.format(dataset=dataset)]
+
+
+def near_copies_of(wildcards):
+    """How close an experiment's auxiliary set comes to its victims; nothing for images."""
+    experiment = wildcards.experiment
+    if PLAN.modality_of(experiment) == "image":
+        return []
+    return [
+        NEAR_COPIES.format(
+            victims=PLAN.victims_of(experiment), auxiliary=PLAN.auxiliary_of(experiment)
+        )
+    ]
+
+
 # They share a table; the paper's numbers compare with the first.
 LPIPS = ("lpips_paper", "lpips", "lpips_alex")
 
 
 def tables_of(experiment):
-    """The metrics of an experiment's tables, by the name of the table."""
-    metrics = PLAN.experiment(experiment).metrics
+    """The metrics of an experiment's tables, by the name of the table; text's share one."""
+    metrics = PLAN.metrics_of_experiment(experiment)
+    if PLAN.modality_of(experiment) == "text":
+        return {"text": metrics}
     tables = {name: [name] for name in metrics if name not in LPIPS}
     lpips = [name for name in LPIPS if name in metrics]
     return {**tables, "lpips": lpips} if lpips else tables
@@ -222,6 +244,7 @@ def results_of(experiment):
         *(
             picture_file(experiment, fl_model)
             for fl_model in PLAN.experiment(experiment).fl_models
+            if PLAN.modality_of(experiment) == "image"
         ),
     ]
 

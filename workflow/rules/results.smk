@@ -10,6 +10,7 @@ rule measure_attack:
         backbone_cards=lambda wildcards: backbones_of(
             metrics_of_cell(wildcards), ".json"
         ),
+        tokenizer=tokenizer_of_victims,
         code=lambda wildcards: metric_code("measure", metrics_of_cell(wildcards)),
     output:
         f"{METRIC_ROWS}.csv",
@@ -24,19 +25,23 @@ rule measure_attack:
         backbones=lambda wildcards, input: [
             f"--backbone {path}" for path in input.backbones
         ],
+        tokenizer=lambda wildcards, input: [
+            f"--tokenizer {path}" for path in input.tokenizer
+        ],
     shell:
         "lti measure-attack --victims {input.victims} --reconstructions {input.reconstructions}"
-        " {params.metrics} {params.backbones} --output {output} --threads {threads} --log {log}"
+        " {params.metrics} {params.backbones} {params.tokenizer} --output {output} --threads {threads} --log {log}"
 
 
 rule summarise_experiment:
     input:
         metrics=cells_of(".csv", METRIC_ROWS),
         backbone_cards=lambda wildcards: backbones_of(
-            PLAN.experiment(wildcards.experiment).metrics, ".json"
+            PLAN.metrics_of_experiment(wildcards.experiment), ".json"
         ),
+        near_copies=near_copies_of,
         code=lambda wildcards: metric_code(
-            "summarise", PLAN.experiment(wildcards.experiment).metrics
+            "summarise", PLAN.metrics_of_experiment(wildcards.experiment)
         ),
     output:
         summary=f"{EXPERIMENT}/summary.csv",
@@ -61,13 +66,17 @@ rule summarise_experiment:
         metrics=lambda wildcards, input: [f"--metrics {path}" for path in input.metrics],
         shown=lambda wildcards: [
             f"--metric {name}"
-            for name in PLAN.experiment(wildcards.experiment).metrics
+            for name in PLAN.metrics_of_experiment(wildcards.experiment)
         ],
         cards=lambda wildcards, input: [
             f"--backbone-card {path}" for path in input.backbone_cards
         ],
+        near_copies=lambda wildcards, input: [
+            f"--near-copies {path}" for path in input.near_copies
+        ],
     shell:
-        "lti summarise-experiment --title {params.title:q} {params.metrics} {params.shown} {params.cards} --output {output.summary}"
+        "lti summarise-experiment --title {params.title:q} {params.metrics} {params.shown} {params.cards}"
+        " {params.near_copies} --output {output.summary}"
         " --table {output.table} --chart {output.chart} --log {log}"
 
 
@@ -77,6 +86,7 @@ rule tabulate_metric:
         backbone_cards=lambda wildcards: backbones_of(
             metrics_of_table(wildcards), ".json"
         ),
+        near_copies=near_copies_of,
         code=lambda wildcards: metric_code("tabulate", metrics_of_table(wildcards)),
     output:
         csv=f"{EXPERIMENT}/table_{{table}}.csv",
@@ -99,9 +109,12 @@ rule tabulate_metric:
         cards=lambda wildcards, input: [
             f"--backbone-card {path}" for path in input.backbone_cards
         ],
+        near_copies=lambda wildcards, input: [
+            f"--near-copies {path}" for path in input.near_copies
+        ],
     shell:
         "lti tabulate --summary {input.summary} --title {params.title:q} {params.metrics}"
-        " {params.cards} --output {output.csv} --markdown {output.markdown}"
+        " {params.cards} {params.near_copies} --output {output.csv} --markdown {output.markdown}"
         " --latex {output.latex} --log {log}"
 
 
