@@ -22,6 +22,7 @@ from lti.defenses import DEFENSES
 from lti.fl_models import FL_MODELS
 from lti.gradients.per_sample import per_sample_gradient_function
 from lti.progress import Progress
+from lti.projections import PROJECTIONS
 
 SETTINGS = {"prune": {"rate": 0.99}, "gauss": {"sigma": 0.1}}
 
@@ -43,6 +44,7 @@ def observe(defense_name: str, victims: int, compute: Compute) -> Observations:
         network=network.requires_grad_(False).to(compute.device),
         defense=defense,
         sample_shape=(3, 32, 32),
+        projection=PROJECTIONS.parse({"use": "identity"}),
     )
 
 

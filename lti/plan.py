@@ -54,7 +54,7 @@ class Plan:
 
     Raises:
         LTIError: two experiments give one identifier different settings, a defense has the
-            identifier of the shared store, or needs a projection that is not there.
+            identifier of the shared store, or a cell needs a projection that is not there.
     """
 
     def __init__(self, config: Config) -> None:
@@ -83,21 +83,26 @@ class Plan:
                 )
             self.victims[victims_id(experiment)] = (experiment.dataset, experiment.victims)
         self._metrics: dict[Cell, list[str]] = {}
+        self._batches: dict[tuple[str, str, int, str, str], int] = {}
         for name in config.experiments:
             for cell in self.cells(name):
                 known = self._metrics.setdefault(cell, [])
                 known += [m for m in self.metrics_of_experiment(name) if m not in known]
-                self._check_projection(cell)
+                self._add_observed(cell)
 
-    def _check_projection(self, cell: Cell) -> None:
+    def _add_observed(self, cell: Cell) -> None:
         attack = self.attack_on(
             cell.attack.partition("@")[0],
             fl_model=cell.fl_model,
             batch_size=cell.batch_size,
             defense=cell.defense,
         )
-        if projection := getattr(attack, "projection", None):
-            self.stored_projection(projection, cell.defense, cell.batch_size)
+        projection = self.observed_projection(attack)
+        self.stored_projection(projection, cell.defense, cell.batch_size)  # that it is there
+        whole = self.victims[cell.victims][1].size // cell.batch_size
+        key = (cell.victims, cell.fl_model, cell.batch_size, projection, cell.defense)
+        asked = min(attack.victims or whole, whole)
+        self._batches[key] = max(asked, self._batches.get(key, 0))
 
     def cells(self, name: str) -> Iterator[Cell]:
         """Yield an experiment's cells, in the order of its lists."""
@@ -149,13 +154,49 @@ class Plan:
         """
         if not self.defenses[defense].waits_for_mean(batch_size):
             return projection
+        return self._identity(
+            f"defenses.{defense}: got defense_at 'batch', which needs unprojected gradients of "
+            f"the auxiliary set"
+        )
+
+    def observed_projection(self, attack: Attack) -> str:
+        """Return the projection of the observations that an attack reads.
+
+        That of its setting ``projection``; an attack without one reads whole gradients.
+
+        Args:
+            attack: with the settings that it uses on a cell.
+
+        Raises:
+            LTIError: it reads whole gradients, and no entry of ``projections`` is the identity.
+        """
+        projection: str | None = getattr(attack, "projection", None)
+        return projection or self._identity(
+            f"attacks: got {attack.name!r}, which reads whole gradients"
+        )
+
+    def observed_batches(
+        self, *, victims: str, fl_model: str, batch_size: int, projection: str, defense: str
+    ) -> int:
+        """Return how many victim batches to observe: the most that a cell on them asks for.
+
+        Raises:
+            LTIError: no experiment has a cell on these observations.
+        """
+        key = (victims, fl_model, batch_size, projection, defense)
+        try:
+            return self._batches[key]
+        except KeyError:
+            raise LTIError(
+                f"no experiment reads the observations {'/'.join(map(str, key))}; expected those "
+                f"of one. Ask for a path of one, or add it to an experiment."
+            ) from None
+
+    def _identity(self, reason: str) -> str:
         for key, entry in self.projections.items():
             if entry.name == "identity":
                 return key
-        raise LTIError(
-            f"defenses.{defense}: got defense_at 'batch', which needs unprojected gradients of "
-            f"the auxiliary set; expected an entry of `projections` that uses identity. Add one."
-        )
+        raise LTIError(f"{reason}; expected an entry of `projections` that uses identity. Add one.")
 
     def stored_defense_settings(self, stored: str) -> str:
         """Return the settings, as JSON, of the defense that a store's rows went through."""

@@ -28,9 +28,11 @@ from lti.generators import GENERATORS
 from lti.generators.trained import TrainedGenerator
 from lti.gradients.per_sample import group_gradient_function, per_sample_gradient_function
 from lti.progress import Progress
+from lti.projections import PROJECTIONS
 from lti.seeding import torch_generator
 
 CPU = Compute(torch.device("cpu"), torch.float32)
+IDENTITY = PROJECTIONS["identity"]()
 SETTINGS = {"none": {}, "sign": {}, "prune": {"rate": 0.9}, "gauss": {"sigma": 0.01}}
 
 
@@ -70,7 +72,15 @@ def observe(
         rows = settings.defend(rows, generator=draw).view(count, size, -1).mean(dim=1)
     else:
         rows = settings.defend(rows.view(count, size, -1).mean(dim=1), generator=draw)
-    return Observations(rows, label.view(count, size), size, *lenet, settings, (3, 32, 32))
+    return observed(rows, label.view(count, size), *lenet, settings)
+
+
+def observed(gradient, label, model, network, defense, projection=IDENTITY) -> Observations:
+    """What was received, as an attack is given it."""
+    size = label.shape[1]
+    return Observations(
+        gradient, label, size, model, network, defense, (3, 32, 32), projection=projection
+    )
 
 
 def reconstruct(
@@ -524,21 +534,37 @@ def test_gradient_matching_needs_labels(lenet, images, prior, tmp_path, attack):
         reconstruct(attack, observations, tmp_path, knowledge=prior)
 
 
+@pytest.mark.parametrize("attack", [ATTACKS["ig"](iterations=2), gi_gip()], ids=["ig", "gi-gip"])
+def test_gradient_matching_needs_whole_gradients(lenet, images, prior, tmp_path, attack):
+    whole = observe(lenet, images)
+    half = PROJECTIONS["hash"]()
+    hashed = half.project(whole.gradient, layout=whole.layout)
+    observations = replace(whole, gradient=hashed, projection=half)
+    with pytest.raises(LTIError, match=r"under {.*'hash'}; expected whole gradients"):
+        reconstruct(attack, observations, tmp_path, knowledge=prior)
+
+
 def test_observations_of_another_model_or_batch_size_are_refused(lenet, images):
     observations = observe(lenet, images)
     with pytest.raises(LTIError, match=r"shape \(3, 99\); expected \(n, 15826\) for lenet"):
         replace(observations, gradient=observations.gradient[:, :99])
+    half = PROJECTIONS["hash"]()
+    with pytest.raises(LTIError, match=r"\(n, 7913\) for lenet under {.*'hash'}"):
+        replace(observations, projection=half)
+    hashed = half.project(observations.gradient, layout=observations.layout)
+    assert replace(observations, gradient=hashed, projection=half).gradient.shape == (3, 7913)
     with pytest.raises(LTIError, match=r"labels have shape \(3, 1\); expected \(3, 2\)"):
         replace(observations, batch_size=2)
 
 
 @pytest.mark.parametrize("batch_size", [1, 3])
-def test_lti_is_one_pass_of_the_inverter(lenet, tmp_path, batch_size):
+def test_lti_is_one_pass_of_the_inverter(lenet, tmp_path, monkeypatch, batch_size):
     sizes: list[int] = []
 
     class Fake:
         defense = DEFENSES["none"]()
         fl_model_digest = network_digest(lenet[1])
+        projection = IDENTITY
 
         def __init__(self) -> None:
             self.batch_size = batch_size
@@ -551,7 +577,7 @@ def test_lti_is_one_pass_of_the_inverter(lenet, tmp_path, batch_size):
 
     rows = torch.linspace(0, 1, 600)[:, None].expand(600, 15_826)
     labels = torch.arange(600)[:, None] % 10 + torch.arange(batch_size)
-    observations = Observations(rows, labels, batch_size, *lenet, DEFENSES["none"](), (3, 32, 32))
+    observations = observed(rows, labels, *lenet, DEFENSES["none"]())
     attack = ATTACKS["lti"](inverter="tuned")
     assert attack.needs == ("inverter",) and ATTACKS["ig"].needs == ()
 
@@ -566,7 +592,10 @@ def test_lti_is_one_pass_of_the_inverter(lenet, tmp_path, batch_size):
         ).sample
 
     result = run(Fake())
-    assert sum(sizes) == 600
+    assert sizes == [512, 88]
+    monkeypatch.setattr("lti.attacks.lti.BLOCK_BYTES", 250 * 4 * 15_826 + 4)
+    assert torch.equal(run(Fake()), result)
+    assert sizes[2:] == [250, 250, 100]
     expected = (rows[:, :1] * 3 - 1 + labels / 100).clamp(0, 1)
     assert result.shape == (600, batch_size, 3, 32, 32)
     torch.testing.assert_close(result[:, :, 0, 0, 0], expected)
@@ -575,6 +604,7 @@ def test_lti_is_one_pass_of_the_inverter(lenet, tmp_path, batch_size):
         ("defense", DEFENSES["sign"]()),
         ("fl_model_digest", "0" * 16),
         ("batch_size", 2),
+        ("projection", PROJECTIONS["hash"]()),
     ):
         impostor = Fake()
         setattr(impostor, key, value)

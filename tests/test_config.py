@@ -382,12 +382,70 @@ def test_a_defense_of_the_batchs_mean_needs_an_identity_projection(values):
     change(values, "projections", {"half": {"use": "hash"}})
     change(values, "attacks/nearest/projection", "half")
     change(values, "attacks/lti/projection", "half")
+    change(values, "experiments/small/attacks", ["lti", "nearest"])
     Plan(parse_config(values))
     change(values, "experiments/small/batch_sizes", [1, 2])
     with pytest.raises(
         LTIError, match=r"defenses\.sign: got defense_at 'batch'.*identity.*Add one"
     ):
         Plan(parse_config(values))
+
+
+def test_an_attack_reads_observations_under_its_projection_and_others_whole_ones(values):
+    change(values, "projections", {"half": {"use": "hash"}, "whole": {"use": "identity"}})
+    change(values, "attacks/lti/projection", "half")
+    change(values, "attacks/lti/overrides", [{"when": WHEN, "projection": "whole"}])
+    change(values, "attacks/nearest/projection", "half")
+    plan = Plan(parse_config(values))
+
+    def read(attack: str, defense: str = "none") -> str:
+        cell = {"fl_model": "lenet", "batch_size": 1, "defense": defense}
+        return plan.observed_projection(plan.attack_on(attack, **cell))
+
+    assert [read(name) for name in ("lti", "nearest", "ig", "gi-gip")] == [
+        *("half", "half", "whole", "whole"),
+    ]
+    assert read("lti", "sign") == "whole"
+
+
+@pytest.mark.parametrize("attack", ["ig", "gi-gip"])
+def test_an_attack_on_whole_gradients_needs_an_identity_projection(values, attack):
+    change(values, "projections", {"half": {"use": "hash"}})
+    change(values, "attacks/nearest/projection", "half")
+    change(values, "attacks/lti", {"use": "lti", "inverter": "tuned", "projection": "half"})
+    change(values, "experiments/small/attacks", ["lti", "nearest"])
+    Plan(parse_config(values))
+    change(values, "experiments/small/attacks", ["lti", attack])
+    with pytest.raises(LTIError, match=f"got '{attack}', which reads whole.*identity. Add one"):
+        Plan(parse_config(values))
+
+
+def test_as_many_batches_are_observed_as_the_attacks_on_them_ask_for(values):
+    change(values, "attacks/lti/overrides", [{"when": {"batch_size": 3}, "projection": "half"}])
+    change(values, "attacks/ig/victims", 2)
+    change(values, "attacks/gi-gip/overrides", [{"when": {"defense": "gauss"}, "victims": 99}])
+    change(values, "attacks/gi-gip/victims", 4)
+    change(values, "experiments/small/batch_sizes", [1, 3])
+    change(values, "experiments/small/defenses", ["sign", "gauss"])
+    other = {**values["experiments"]["small"], "attacks": ["gi-gip"], "batch_sizes": [3]}
+    change(values, "experiments/other", other)
+    plan = Plan(parse_config(values))
+
+    def batches(batch_size: int, projection: str, defense: str = "sign") -> int:
+        return plan.observed_batches(
+            victims="photos-n16-s1",
+            fl_model="lenet",
+            batch_size=batch_size,
+            projection=projection,
+            defense=defense,
+        )
+
+    assert batches(1, "identity") == 16  # of lti; two are enough for ig
+    assert batches(3, "half") == 5  # lti alone: 16 // 3
+    assert batches(3, "identity") == 4  # of another experiment's gi-gip
+    assert batches(3, "identity", "gauss") == 5  # no more than there are
+    with pytest.raises(LTIError, match=r"no experiment reads the observations .*/1/half/sign; exp"):
+        batches(1, "half")
 
 
 def test_no_defense_may_take_the_name_of_the_undefended_store(values):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -98,7 +100,20 @@ def store(
     return ATTACK.load(files, compute=CPU)
 
 
-def observe(lenet, label, *, defense=None, x=None, seed: int = 5) -> Observations:
+def observed(lenet, gradient, label, *, defense=None, projection=None) -> Observations:
+    """What was received, as an attack is given it."""
+    return Observations(
+        gradient,
+        label,
+        label.shape[1],
+        *lenet,
+        defense or DEFENSES["none"](),
+        (3, 32, 32),
+        projection=projection or PROJECTIONS["identity"](),
+    )
+
+
+def observe(lenet, label, *, defense=None, projection=None, x=None, seed: int = 5) -> Observations:
     """Batches of random victims with labels ``(n, B)``, each sample defended, then averaged."""
     defense = defense or DEFENSES["none"]()
     label = torch.as_tensor(label)
@@ -107,7 +122,9 @@ def observe(lenet, label, *, defense=None, x=None, seed: int = 5) -> Observation
     gradient = per_sample_gradient_function(*lenet)(x, label.flatten())
     gradient = defense.defend(gradient, generator=torch_generator(seed, "noise"))
     gradient = gradient.view(*label.shape, -1).mean(dim=1)
-    return Observations(gradient, label, label.shape[1], *lenet, defense, (3, 32, 32))
+    if projection:
+        gradient = projection.project(gradient, layout=ParameterLayout.of(lenet.network))
+    return observed(lenet, gradient, label, defense=defense, projection=projection)
 
 
 def run(observations, knowledge, tmp_path, progress=None):
@@ -121,15 +138,14 @@ def run(observations, knowledge, tmp_path, progress=None):
     ).sample
 
 
-def brute_force(observations, images, *, defense, projection, lenet, views):
+def brute_force(observations, images, *, lenet, views):
     """One observation, one label at a time, in float64 and without a store."""
     layout = ParameterLayout.of(lenet.network)
     x, label = expand(images, views)
-    rows = defense.deterministic(per_sample_gradient_function(*lenet)(x, label))
-    rows = projection.project(rows, layout=layout).double().numpy()
-    observed = projection.project(observations.gradient, layout=layout).double().numpy()
+    rows = observations.defense.deterministic(per_sample_gradient_function(*lenet)(x, label))
+    rows = observations.projection.project(rows, layout=layout).double().numpy()
     result = torch.empty(*observations.label.shape, 3, 32, 32)
-    for i, o in enumerate(observed):
+    for i, o in enumerate(observations.gradient.double().numpy()):
         cosine = rows @ o / np.linalg.norm(rows, axis=1) / np.linalg.norm(o)
         order = np.argsort(-cosine, kind="stable")
         for value in set(observations.label[i].tolist()):
@@ -164,10 +180,8 @@ def test_agrees_with_brute_force(tmp_path, lenet, defense, options, projection, 
     # Noise is drawn for the victim alone, and defenses without another part share a store.
     kept = DEFENSES["none"]() if settings_.is_deterministic_identity else settings_
     knowledge = store(tmp_path, lenet, images, defense=kept, projection=projected, views=views)
-    observations = observe(lenet, label, defense=settings_)
-    expected = brute_force(
-        observations, images, defense=settings_, projection=projected, lenet=lenet, views=views
-    )
+    observations = observe(lenet, label, defense=settings_, projection=projected)
+    expected = brute_force(observations, images, lenet=lenet, views=views)
     assert torch.equal(run(observations, knowledge, tmp_path), expected)
 
 
@@ -210,9 +224,7 @@ def test_ties_go_to_the_earliest_sample_and_then_the_image_as_it_is(
     knowledge = store(folder, lenet, images, views=views, rows=rows, chunk_rows=1)
     gradient = torch.zeros(1, dim)
     gradient[0, :3] = torch.tensor([2.0, 1.0, 0.0])
-    label = torch.tensor([[0, 1, 0, 0]])
-    none = DEFENSES["none"]()
-    observations = Observations(gradient, label, 4, *lenet, none, (3, 32, 32))
+    observations = observed(lenet, gradient, torch.tensor([[0, 1, 0, 0]]))
     found = run(observations, knowledge, folder)[0]
 
     similarity = (rows @ gradient[0]).view(12, views)
@@ -245,8 +257,7 @@ def test_a_gradient_of_zeros_is_no_nan(tmp_path, lenet):
     knowledge = store(tmp_path, lenet, images, rows=rows)
     gradient = torch.zeros(1, rows.shape[1])
     gradient[0, 0] = 1
-    none = DEFENSES["none"]()
-    observations = Observations(gradient, torch.tensor([[0]]), 1, *lenet, none, (3, 32, 32))
+    observations = observed(lenet, gradient, torch.tensor([[0]]))
     assert torch.equal(run(observations, knowledge, tmp_path)[0, 0], expand(images, 1)[0][6])
 
 
@@ -260,9 +271,16 @@ def test_what_does_not_belong_together_is_refused(tmp_path, lenet):
         few = store(tmp_path, lenet, auxiliary(classes=2))
         run(observe(lenet, [[2] * 5]), few, tmp_path)
     with pytest.raises(LTIError, match="no labels"):
-        seen = observe(lenet, [[0]])
-        blind = Observations(seen.gradient, None, 1, *lenet, seen.defense, (3, 32, 32))
-        run(blind, knowledge, tmp_path)
+        run(replace(observe(lenet, [[0]]), label=None), knowledge, tmp_path)
+    half = PROJECTIONS["hash"]()
+    with pytest.raises(
+        LTIError, match=r"'identity'.* the observations .*'hash'.*Compute gradients"
+    ):
+        run(observe(lenet, [[0]], projection=half), knowledge, tmp_path)
+    with pytest.raises(LTIError, match=r"'seed': 0.* the observations .*'seed': 1"):
+        reseeded = PROJECTIONS["hash"](seed=1)
+        hashed = store(tmp_path, lenet, images, projection=half)
+        run(observe(lenet, [[0]], projection=reseeded), hashed, tmp_path)
     with pytest.raises(LTIError, match="FL model other"):
         other = store(tmp_path, lenet, images, fl_model_digest="other")
         run(observe(lenet, [[0]]), other, tmp_path)
@@ -270,24 +288,23 @@ def test_what_does_not_belong_together_is_refused(tmp_path, lenet):
         store(tmp_path, lenet, images, auxiliary_digest="other")
 
 
+@pytest.mark.parametrize("projection", ["identity", "hash"])
 @pytest.mark.parametrize(("name", "options"), [("sign", {}), ("prune", {"rate": 0.9})])
 def test_a_defense_of_the_batch_s_mean_is_applied_to_each_stored_gradient(
-    tmp_path, lenet, name, options
+    tmp_path, lenet, name, options, projection
 ):
     images, label = auxiliary(), torch.tensor([[0, 3, 3, 1]])
-    defense = DEFENSES[name](defense_at="batch", **options)
+    defense, projected = DEFENSES[name](defense_at="batch", **options), PROJECTIONS[projection]()
     plain = observe(lenet, label)
-    gradient = defense.deterministic(plain.gradient)
-    observations = Observations(gradient, label, 4, *lenet, defense, (3, 32, 32))
-    identity = PROJECTIONS["identity"]()
-    expected = brute_force(
-        observations, images, defense=defense, projection=identity, lenet=lenet, views=2
-    )
+    gradient = projected.project(defense.deterministic(plain.gradient), layout=plain.layout)
+    observations = observed(lenet, gradient, label, defense=defense, projection=projected)
+    expected = brute_force(observations, images, lenet=lenet, views=2)
     knowledge = store(tmp_path, lenet, images, views=2)
     assert torch.equal(run(observations, knowledge, tmp_path), expected)
-    defended = store(tmp_path, lenet, images, defense=defense)
-    with pytest.raises(LTIError, match="Compute gradients"):
-        run(observations, defended, tmp_path)
+    for settings_ in ({"defense": defense}, {"projection": PROJECTIONS["hash"]()}):
+        other = store(tmp_path, lenet, images, **settings_)
+        with pytest.raises(LTIError, match="Compute gradients"):
+            run(observations, other, tmp_path)
 
 
 def test_another_strength_of_the_same_defense_is_refused(tmp_path, lenet):

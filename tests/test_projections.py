@@ -147,7 +147,7 @@ def test_noise_after_hashing_has_the_variance_of_noise_before_it():
     torch.testing.assert_close(after, before, rtol=0.05, atol=1e-6)
 
 
-def test_an_inverter_takes_whole_gradients_and_hashes_them_itself(tmp_path):
+def test_an_inverter_takes_gradients_under_its_projection_and_no_others(tmp_path):
     hashing = PROJECTIONS["hash"](ratio=0.5)
     gradient = torch.randn(64, LAYOUT.total)
     hashed = hashing.project(gradient, layout=LAYOUT)
@@ -171,7 +171,11 @@ def test_an_inverter_takes_whole_gradients_and_hashes_them_itself(tmp_path):
     )
     trained.save(tmp_path / "inverter.safetensors")
     loaded = TrainedInverter.load(tmp_path / "inverter.safetensors", compute=compute)
-    assert torch.equal(loaded.invert(gradient), trained.invert(gradient))
+    assert torch.equal(loaded.invert(hashed), trained.invert(hashed))
+    expected = loaded.network.decoder(loaded.network.encoder(hashed, None))
+    assert torch.equal(loaded.invert(hashed), expected)
+    with pytest.raises(LTIError, match=r"takes \(b, 20\): 40 coordinates under {.*'hash'}"):
+        loaded.invert(gradient)
     assert loaded.projection == hashing and loaded.fl_model_digest == "0" * 16
 
 

@@ -131,6 +131,7 @@ def test_touched_data_are_not_even_read(finished, tmp_path):
 PAIR = " B=2"
 PAIRS = [f"{job} sign{PAIR}" for job in ("observe", "train_inverter")]
 PAIRS += attacked("sign", "lti", "gi-gip", "nearest", of=PAIR)
+HEAD = [f"observe head sign{PAIR}", "compute_gradients head sign"]  # for the nearest neighbour
 GAUSS = ["observe gauss", "train_inverter gauss", *attacked("gauss", "lti", "ig")]
 LTI = [
     job
@@ -157,6 +158,7 @@ BOTH = ("tiny", "pairs")
                 "train_inverter sign",
                 *attacked("sign", "lti", "ig"),
                 *PAIRS,
+                *HEAD,
                 *reported(*BOTH),
             ],
         ),
@@ -166,11 +168,14 @@ BOTH = ("tiny", "pairs")
             [
                 "compute_gradients sign",
                 "compute_gradients undefended",
+                *(f"observe {of}" for of in ("sign", "gauss", f"sign{PAIR}")),
                 *LTI,
-                *NEAREST,
+                *IG,
+                *GI_GIP,
                 *reported(*BOTH),
             ],
         ),
+        ("projections/select.py", [*HEAD, *NEAREST, *reported("pairs")]),
         ("projections/hash.py", []),
         ("attacks/ig.py", [*IG, *reported("tiny")]),
         ("attacks/gi_gip.py", [*GI_GIP, *reported("pairs")]),
@@ -257,8 +262,21 @@ def test_finished_edit_is_done_once_and_changes_nothing_else(finished, tmp_path)
         (
             "attacks.lti.overrides",
             [{"when": {"batch_size": 2}, "victims": 3}],
-            [*attacked("sign", "lti", of=PAIR), *reported("pairs")],
+            # Three victims are then all that is read: gi-gip takes two, and shares them.
+            [
+                f"observe sign{PAIR}",
+                *attacked("sign", "lti", of=PAIR),
+                *GI_GIP,
+                *reported("pairs"),
+            ],
         ),
+        # More than before, yet no more than the inverter takes.
+        ("attacks.gi-gip.overrides", [], [*GI_GIP, *reported("pairs")]),
+        ("attacks.ig.victims", 3, [*IG, *reported("tiny")]),
+        # It alone reads these.
+        ("attacks.nearest.victims", 3, [HEAD[0], *NEAREST, *reported("pairs")]),
+        ("attacks.nearest.victims", 4, [*NEAREST, *reported("pairs")]),
+        ("projections.head.parameters", ["conv1.*"], [*HEAD, *NEAREST, *reported("pairs")]),
         # Of other cells.
         ("attacks.lti.overrides", [{"when": {"batch_size": 4}, "victims": 3}], []),
         ("generators.dcgan.width", 5, ["train_generator dcgan", *GI_GIP, *reported("pairs")]),
@@ -300,7 +318,7 @@ def test_single_cell_needs_only_its_own_chain(finished, tmp_path):
     )
     cell = f"results/metrics/{VICTIMS}/lenet/b2/sign"
     assert checkout.planned(f"{cell}/nearest@{AUXILIARY}.csv") == sorted(
-        [*first, f"observe sign{PAIR}", *training[:2], *NEAREST]
+        [*first, training[0], *HEAD, *NEAREST]
     )
     assert checkout.planned(f"{cell}/gi-gip@{AUXILIARY}.csv") == sorted(
         [*first, f"observe sign{PAIR}", training[0], "train_generator dcgan", *GI_GIP]

@@ -26,7 +26,10 @@ CONFIG: dict[str, Any] = {
     "store": {"chunk_mib": 0.25, "shard_mib": 1, "memory_mib": 64},
     "datasets": {"photos": {"use": "photos"}},
     "fl_models": {"lenet": {"use": "lenet", "seed": 0}},
-    "projections": {"identity": {"use": "identity"}},
+    "projections": {
+        "identity": {"use": "identity"},
+        "head": {"use": "select", "parameters": ["linear.*"]},
+    },
     "defenses": {"sign": {"use": "sign"}, "gauss": {"use": "gauss", "sigma": 0.1}},
     "inverters": {
         "tuned": {
@@ -51,7 +54,7 @@ CONFIG: dict[str, Any] = {
             "iterations_weights": 2,
             "overrides": [{"when": {"batch_size": 2}, "victims": 2}],
         },
-        "nearest": {"use": "nearest"},
+        "nearest": {"use": "nearest", "projection": "head"},
     },
     "experiments": {
         "tiny": {
@@ -80,7 +83,17 @@ CONFIG: dict[str, Any] = {
     },
 }
 SHOWN_WILDCARDS = (
-    *("part", "stored", "generator", "backbone", "defense", "attack", "experiment", "table"),
+    *(
+        "projection",
+        "part",
+        "stored",
+        "generator",
+        "backbone",
+        "defense",
+        "attack",
+        "experiment",
+        "table",
+    ),
     "batch_size",
 )
 
@@ -171,7 +184,8 @@ class Checkout:
     def planned(self, *targets: str, options: Sequence[str] = ()) -> list[str]:
         """Return what a run would do, sorted: rules with the wildcards that tell jobs apart.
 
-        Batches of one are not mentioned, and collection targets are left out.
+        Batches of one and whole gradients are not mentioned, and collection targets are left
+        out.
         """
         output = self.run("--dry-run", "--quiet", "host", *options, "--", *targets)
         jobs = []
@@ -185,6 +199,8 @@ class Checkout:
                 pairs["batch_size"] = f"B={pairs['batch_size']}"
             else:
                 pairs.pop("batch_size", None)
+            if pairs.get("projection") == "identity":
+                pairs.pop("projection")
             shown = [pairs[key] for key in SHOWN_WILDCARDS if key in pairs]
             if "output:" in block:
                 jobs.append(" ".join([rule[1], *shown]))

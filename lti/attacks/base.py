@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from pydantic import Field, ValidationError, model_validator
 
 from lti.errors import LTIError
+from lti.gradients.layout import ParameterLayout
 from lti.registry import Registry, Settings, describe_validation_error, described
 
 if TYPE_CHECKING:
@@ -20,7 +21,9 @@ if TYPE_CHECKING:
     from lti.compute import Compute
     from lti.defenses import Defense
     from lti.fl_models import FLModel
+    from lti.gradients.rows import Rows
     from lti.progress import Progress
+    from lti.projections import Projection
 
 __all__ = ["ATTACKS", "AXES", "Attack", "Need", "Observations", "Reconstruction", "as_list"]
 
@@ -35,8 +38,9 @@ AXES = ("fl_model", "batch_size", "defense")
 class Observations:
     """All that an attacker knows of the victims: what the server received."""
 
-    gradient: torch.Tensor
-    """``(n, p)`` float32, one defended gradient a victim batch."""
+    gradient: Rows
+    """``(n, k)`` float32, one defended and then projected gradient a victim batch; a tensor, or
+    rows that are read where they are asked for."""
     label: torch.Tensor | None
     """int64 ``(n, batch_size)``, or None where labels are not known."""
     batch_size: int
@@ -45,19 +49,26 @@ class Observations:
     defense: Defense
     sample_shape: tuple[int, ...]
     """Shape of one sample, e.g. ``(3, 32, 32)``."""
+    projection: Projection
+    """What the gradient went through after the defense."""
+
+    @property
+    def layout(self) -> ParameterLayout:
+        """Where parameters lie in a gradient before projection."""
+        return ParameterLayout.of(self.network)
 
     def __post_init__(self) -> None:
         """Check the shapes.
 
         Raises:
-            LTIError: a gradient of another model, or labels of another batch size.
+            LTIError: a gradient of another model or projection, or labels of another batch size.
         """
-        parameters = sum(p.numel() for p in self.network.parameters())
-        if self.gradient.ndim != 2 or self.gradient.shape[1] != parameters:
+        shape, width = tuple(self.gradient.shape), self.projection.layout(self.layout).total
+        if len(shape) != 2 or shape[1] != width:
             raise LTIError(
-                f"observations have shape {tuple(self.gradient.shape)}; expected (n, {parameters}) "
-                f"for {self.model.name}. They were made with another FL model: delete them and "
-                f"run the same command again."
+                f"observations have shape {shape}; expected (n, {width}) for {self.model.name} "
+                f"under {self.projection.canonical()}. They were made with another FL model or "
+                f"projection: delete them and run the same command again."
             )
         expected = (len(self.gradient), self.batch_size)
         if self.label is not None and tuple(self.label.shape) != expected:
@@ -81,7 +92,11 @@ class Reconstruction:
 
 
 class Attack(Settings):
-    """Base of all attacks."""
+    """Base of all attacks.
+
+    One with a setting ``projection`` (a key of the configuration's ``projections``) is given
+    observations under that projection, any other whole gradients.
+    """
 
     needs: ClassVar[tuple[Need, ...]] = ()
 

@@ -17,10 +17,13 @@ if TYPE_CHECKING:
     from lti.defenses import Defense
     from lti.inverters.trained import TrainedInverter
     from lti.progress import Progress
+    from lti.projections import Projection
 
 __all__ = ["LearningToInvert"]
 
-ROWS = 512  # observations inverted at once; bounds the memory
+# Observations inverted at once: so many, or what of them is below 256 MiB.
+ROWS = 512
+BLOCK_BYTES = 256 * 2**20
 
 
 @ATTACKS.register("lti", source="Wu et al. 2023, section 4")
@@ -51,16 +54,23 @@ class LearningToInvert(Attack):
         """Return the inverter's output (see :class:`lti.attacks.Attack`).
 
         Raises:
-            LTIError: the inverter was trained against another defense, FL model or batch size.
+            LTIError: the inverter was trained against another defense, FL model, batch size or
+                projection.
         """
         import torch
 
         inverter: TrainedInverter = knowledge
-        got = (inverter.defense, inverter.fl_model_digest, inverter.batch_size)
+        got = (
+            inverter.defense,
+            inverter.fl_model_digest,
+            inverter.batch_size,
+            inverter.projection,
+        )
         expected = (
             observations.defense,
             network_digest(observations.network),
             observations.batch_size,
+            observations.projection,
         )
         if got != expected:
             raise LTIError(
@@ -68,10 +78,12 @@ class LearningToInvert(Attack):
                 f"{_told(*expected)}. Train one for them."
             )
 
-        progress.start(total=len(observations.gradient), unit="batches")
+        count, width = observations.gradient.shape
+        step = max(1, min(ROWS, BLOCK_BYTES // (4 * width)))
+        progress.start(total=count, unit="batches")
         parts = []
-        for start in range(0, len(observations.gradient), ROWS):
-            rows = slice(start, start + ROWS)
+        for start in range(0, count, step):
+            rows = slice(start, start + step)
             label = None if observations.label is None else observations.label[rows]
             output = inverter.invert(observations.gradient[rows], label)
             parts.append(output.clamp(0, 1).cpu())
@@ -79,5 +91,8 @@ class LearningToInvert(Attack):
         return Reconstruction(torch.cat(parts))
 
 
-def _told(defense: Defense, digest: str | None, batch_size: int) -> str:
-    return f"{defense.canonical()} on FL model {digest} with batches of {batch_size}"
+def _told(defense: Defense, digest: str | None, batch_size: int, projection: Projection) -> str:
+    return (
+        f"{defense.canonical()} on FL model {digest} with batches of {batch_size} under "
+        f"projection {projection.canonical()}"
+    )

@@ -25,7 +25,6 @@ if TYPE_CHECKING:
 __all__ = ["AuxiliaryGradients", "NearestNeighbour"]
 
 BLOCK_BYTES = 256 * 2**20  # of float32 rows at a time; fewer would gather observations too often
-PROJECT_ROWS = 64  # observations projected at a time
 
 
 @dataclass(frozen=True)
@@ -72,7 +71,7 @@ class NearestNeighbour(Attack):
     noise of one variance adds to ``o . r / |r|`` the same distribution for every stored row
     r, of mean 0, so no candidate is preferred; auxiliary gradients therefore need no noise.
     Where the defense acts on a batch's mean, the stored gradients are undefended and whole,
-    and each is defended here, as if it were such a mean.
+    and each is defended and projected here, as if it were such a mean.
     """
 
     needs = ("gradients",)
@@ -101,11 +100,11 @@ class NearestNeighbour(Attack):
     ) -> Reconstruction:
         """Return the nearest samples (see :class:`lti.attacks.Attack`).
 
-        Every stored row is read once, for all victims.
+        Every stored row is read once, for all victims, whose observations are in memory.
 
         Raises:
             LTIError: labels unknown, more victims of a label in one batch than auxiliary
-                samples have it, or gradients of another FL model or defense.
+                samples have it, or gradients of another FL model, defense or projection.
         """
         import torch
 
@@ -115,8 +114,8 @@ class NearestNeighbour(Attack):
         _check(data, observations)
         assert observations.label is not None
         label = observations.label
-        observed = _project(data.store, observations).to(compute.device)
-        defense = observations.defense
+        observed = observations.gradient[:].to(compute.device)
+        defense, projection = observations.defense, observations.projection
         waits = defense.waits_for_mean(observations.batch_size)
         searches = {
             value: _Search(label, value, data, device=compute.device)
@@ -127,7 +126,7 @@ class NearestNeighbour(Attack):
         for start, stop in _blocks(data.store, data.views):
             rows = data.store.rows(start, stop).to(compute.device)
             if waits:
-                rows = defense.deterministic(rows)
+                rows = projection.project(defense.deterministic(rows), layout=observations.layout)
             norm = torch.linalg.vector_norm(rows, dim=1).clamp_min_(1e-30)
             # (samples, views): a view never leaves its sample, so that one sample counts once.
             grid = torch.arange(start, stop).view(-1, data.views)
@@ -213,35 +212,25 @@ def _check(data: AuxiliaryGradients, observations: Observations) -> None:
     facts = data.store.attributes
     stored = DEFENSES.parse(facts["defense"], where=str(data.store.path))
     digest = network_digest(observations.network)
-    if not _fits(stored, observations) or facts["fl_model_digest"] != digest:
+    if not _fits(stored, facts["projection"], observations) or facts["fl_model_digest"] != digest:
         raise LTIError(
-            f"{data.store.path} holds gradients under {stored.canonical()} of FL model "
-            f"{facts['fl_model_digest']}; the observations are of "
-            f"{observations.defense.canonical()} and {digest}. Compute gradients for them."
+            f"{data.store.path} holds gradients under {stored.canonical()} and "
+            f"{facts['projection']} of FL model {facts['fl_model_digest']}; the observations are "
+            f"of {observations.defense.canonical()}, {observations.projection.canonical()} and "
+            f"{digest}. Compute gradients for them."
         )
 
 
-def _fits(stored: Defense, observations: Observations) -> bool:
-    """Whether a store's defense is that of the observations, as far as a store has it."""
+def _fits(stored: Defense, projection: Mapping[str, Any], observations: Observations) -> bool:
+    """Whether a store's rows went through what the observations did, as far as a store has it."""
     observed = observations.defense
-    if observed.is_deterministic_identity or observed.waits_for_mean(observations.batch_size):
+    if observed.waits_for_mean(observations.batch_size):
+        return stored.is_deterministic_identity and projection["use"] == "identity"
+    if projection != observations.projection.canonical():
+        return False
+    if observed.is_deterministic_identity:
         return stored.is_deterministic_identity
     return stored == observed
-
-
-def _project(store: GradientStore, observations: Observations) -> torch.Tensor:
-    """Return the observations as the store's rows are, float32 ``(n, d)``."""
-    import torch
-
-    from lti.gradients.layout import ParameterLayout
-    from lti.projections import PROJECTIONS
-
-    layout = ParameterLayout.of(observations.network)
-    projection = PROJECTIONS.parse(store.attributes["projection"], where=str(store.path))
-    if projection.name == "identity":
-        return observations.gradient  # no copy
-    parts = observations.gradient.split(PROJECT_ROWS)
-    return torch.cat([projection.project(part, layout=layout) for part in parts])
 
 
 def _blocks(store: GradientStore, views: int) -> Iterator[tuple[int, int]]:

@@ -83,7 +83,8 @@ class OptimisationAttack(Attack):
         """Return the iterates of lowest objective (see :class:`lti.attacks.Attack`).
 
         Raises:
-            LTIError: labels unknown, or an objective that never was a finite number.
+            LTIError: labels unknown, projected observations, or an objective that never was a
+                finite number.
         """
         import torch
 
@@ -91,6 +92,11 @@ class OptimisationAttack(Attack):
             raise LTIError(
                 f"attack {self.name} got unknown labels; expected known ones: it matches the "
                 f"gradient of the loss at the labels. Use another attack."
+            )
+        if observations.projection.name != "identity":
+            raise LTIError(
+                f"attack {self.name} got observations under {observations.projection.canonical()}; "
+                f"expected whole gradients. Give the observations of an identity projection."
             )
         count, batch_size = len(observations.gradient), observations.batch_size
         coordinates = batch_size * observations.gradient.shape[1]

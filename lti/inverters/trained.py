@@ -28,7 +28,7 @@ class TrainedInverter:
         layout: of the gradients that it takes, before projection.
         network: with parts ``encoder`` and ``decoder``.
         defense: what it was trained against.
-        projection: what its gradients go through.
+        projection: what its gradients went through.
         fl_model_digest: of the FL model whose gradients it was trained on, where known.
         compute: where to run.
     """
@@ -61,7 +61,7 @@ class TrainedInverter:
         """Reconstruct client batches.
 
         Args:
-            rows: ``(b, p)`` float32 defended gradients.
+            rows: ``(b, k)`` float32 defended gradients under ``projection``.
             label: int64 ``(b, B)``, where known.
 
         Returns:
@@ -70,11 +70,12 @@ class TrainedInverter:
         Raises:
             LTIError: gradients of another size, or labels missing or of another shape.
         """
-        expected = (len(rows), self.batch_size)
-        if rows.ndim != 2 or rows.shape[1] != self.layout.total:
+        expected, width = (len(rows), self.batch_size), self.task.layout.total
+        if rows.ndim != 2 or rows.shape[1] != width:
             raise LTIError(
-                f"gradients of shape {tuple(rows.shape)}; this inverter takes (b, "
-                f"{self.layout.total}). Train one for this FL model."
+                f"gradients of shape {tuple(rows.shape)}; this inverter takes (b, {width}): "
+                f"{self.layout.total} coordinates under {self.projection.canonical()}. Project "
+                f"them so, or train one for this FL model."
             )
         needed = self.settings.ordered_by_label and self.batch_size > 1
         if needed and (label is None or tuple(label.shape) != expected):
@@ -84,8 +85,7 @@ class TrainedInverter:
                 f"B > 1, {expected}. Give them, or use an inverter that needs none."
             )
         device = self.compute.device
-        projected = self.projection.project(rows.to(device), layout=self.layout)
-        inputs = self.network.encoder(projected, None if label is None else label.to(device))
+        inputs = self.network.encoder(rows.to(device), None if label is None else label.to(device))
         return decode(self.network.decoder, inputs, self.compute, self.settings.precision)
 
     def save(self, path: Path | str) -> None:

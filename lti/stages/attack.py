@@ -21,7 +21,9 @@ FILES = {
 
 def run_attack(
     *,
-    observations: Annotated[Path, typer.Option(help="What the server received.")],
+    observations: Annotated[
+        Path, typer.Option(help="What the server received, under the attack's projection.")
+    ],
     manifest: Annotated[Path, typer.Option(help="The observations' manifest.")],
     fl_model: Annotated[Path, typer.Option(help="The FL model.")],
     attack: Annotated[str, typer.Option(help="JSON settings of the attack.")],
@@ -47,9 +49,11 @@ def run_attack(
     from lti.errors import LTIError
     from lti.files import digest_arrays, digest_json, write_json, write_tensors
     from lti.fl_models import FL_MODELS, load_fl_model, network_digest
+    from lti.gradients.rows import StoredRows
     from lti.gradients.store import GradientStore
     from lti.modules import source_digest
     from lti.progress import Progress
+    from lti.projections import PROJECTIONS
 
     method = ATTACKS.parse(parse_json(attack, option="attack"))
     identifiers = parse_json(names, option="names")
@@ -70,15 +74,21 @@ def run_attack(
             f"{fl_model} is {network_digest(network)}. Delete the observations and their "
             f"manifest and run the same command again."
         )
-    count = min(method.victims or store.n_rows, store.n_rows)
+    count = min(method.victims or facts["batches"], facts["batches"])
+    if count > store.n_rows:
+        raise LTIError(
+            f"{observations} holds {store.n_rows} of {facts['batches']} victim batches; attack "
+            f"{method.name} takes {count}. Lower its `victims` or observe more batches."
+        )
     observed = Observations(
-        gradient=store.rows(0, count),
+        gradient=StoredRows(store, count),
         label=torch.tensor(facts["label"])[:count],
         batch_size=facts["batch_size"],
         model=model,
         network=network,
         defense=DEFENSES.parse(facts["defense"]),
         sample_shape=tuple(facts["sample_shape"]),
+        projection=PROJECTIONS.parse(facts["projection"], where=str(observations)),
     )
     progress = Progress(f"attack {model.name} {facts['defense']['use']} {method.name}", log=log)
     prepared = method.load(files, compute=compute)

@@ -13,6 +13,7 @@ __all__ = ["compute_gradients", "observe"]
 
 ModelFile = Annotated[Path, typer.Option(help="The FL model.")]
 DefenseJson = Annotated[str, typer.Option(help="JSON settings of the defense.")]
+ProjectionJson = Annotated[str, typer.Option(help="JSON settings of the projection.")]
 StoreJson = Annotated[str, typer.Option(help="JSON settings of the gradient store.")]
 
 
@@ -21,9 +22,7 @@ def compute_gradients(
     auxiliary: Annotated[Path, typer.Option(help="The auxiliary set.")],
     fl_model: ModelFile,
     defense: DefenseJson,
-    projection: Annotated[
-        str, typer.Option(help="JSON settings of the projection.")
-    ] = '{"use": "identity"}',
+    projection: ProjectionJson = '{"use": "identity"}',
     mirrored: Annotated[bool, typer.Option(help="Also store the mirrored images' rows.")] = False,
     store: StoreJson = "{}",
     output: Output,
@@ -117,7 +116,11 @@ def observe(
     victims: Annotated[Path, typer.Option(help="The victims.")],
     fl_model: ModelFile,
     defense: DefenseJson,
+    projection: ProjectionJson = '{"use": "identity"}',
     batch_size: Annotated[int, typer.Option(min=1, help="Samples per client batch.")] = 1,
+    batches: Annotated[
+        int | None, typer.Option(min=1, help="Only the first so many client batches.")
+    ] = None,
     seed: Annotated[int, typer.Option(help="Root seed of the defense's draws.")] = 0,
     output: Output,
     manifest: Output,
@@ -128,9 +131,12 @@ def observe(
 
     Batch k holds victims ``[k B, (k + 1) B)``. Each sample's gradient is defended, then the
     batch is averaged (Wu et al. 2023, supplement A); with ``defense_at: batch`` the mean
-    gradient is defended. Draws are named after the defense and the batch: other FL models
-    and batch sizes get the same ones, as common random numbers.
+    gradient is defended. Only then is it projected: every projection shows the same
+    observation. Draws are named after the defense and the batch: other FL models and batch
+    sizes get the same ones, as common random numbers.
     """
+    from functools import lru_cache
+
     import torch
 
     from lti.compute import acquire
@@ -145,18 +151,22 @@ def observe(
         even_blocks,
         per_sample_gradient_function,
     )
-    from lti.gradients.store import StoreSettings, write_store
+    from lti.gradients.store import write_store
     from lti.progress import Progress
+    from lti.projections import PROJECTIONS
     from lti.seeding import torch_generator
 
     settings = DEFENSES.parse(parse_json(defense, option="defense"))
+    projected = PROJECTIONS.parse(parse_json(projection, option="projection"))
     acquire(threads=threads)
     samples = read_selection(victims).samples
-    batches = len(samples) // batch_size
-    if batches == 0:
+    there = len(samples) // batch_size
+    wanted = there if batches is None else batches
+    if not 1 <= wanted <= there:
         raise LTIError(
-            f"{victims}: {len(samples)} victims for batches of {batch_size}; expected at least one "
-            f"batch. Raise the number of victims."
+            f"{victims}: got {len(samples)} victims for {max(1, wanted)} batches of {batch_size}; "
+            f"expected {max(1, wanted) * batch_size} or more. Raise the number of victims or lower "
+            f"that of batches."
         )
     model, network = load_fl_model(fl_model)
     layout = ParameterLayout.of(network)
@@ -184,29 +194,43 @@ def observe(
                 row[:] = settings.defend(row[None], generator=generator)[0]
         return mean
 
-    def rows(start: int, stop: int) -> torch.Tensor:
-        parts = even_blocks(start, stop, max(1, limit // batch_size))
-        return torch.cat([received(*part) for part in parts])
+    # The same for every projection and number of batches: a gradient that is computed beside
+    # others, or beside fewer, may differ in its last bits.
+    blocks = list(even_blocks(0, there, max(1, limit // batch_size)))
 
-    label = samples.label[: batches * batch_size].reshape(batches, batch_size)
+    @lru_cache(maxsize=1)  # of a block that goes on in the next chunk of rows
+    def block(first: int, last: int) -> torch.Tensor:
+        return projected.project(received(first, last), layout=layout)
+
+    def rows(start: int, stop: int) -> torch.Tensor:
+        return torch.cat(
+            [
+                block(first, last)[max(0, start - first) : stop - first]
+                for first, last in blocks
+                if first < stop and start < last
+            ]
+        )
+
+    label = samples.label[: wanted * batch_size].reshape(wanted, batch_size)
     write_store(
         output,
-        n_rows=batches,
-        dim=layout.total,
+        n_rows=wanted,
+        dim=projected.layout(layout).total,
         encoding="float32",
         compute=rows,
         manifest=manifest,
         attributes={
             "batch_size": batch_size,
+            "batches": there,
             "defense": settings.canonical(),
             "fl_model": model.canonical(),
             "fl_model_digest": network_digest(network),
             "label": label.tolist(),
+            "layout": layout.to_json(),
+            "projection": projected.canonical(),
             "sample_shape": list(samples.value.shape[1:]),
             "seed": seed,
         },
-        # The largest chunks: more gradients at once are faster.
-        settings=StoreSettings(chunk_mib=16),
     )
-    progress = Progress(f"observe {model.name} {settings.name}", log=log)
-    progress.say(f"{batches:,} defended gradients of {batch_size} samples")
+    progress = Progress(f"observe {model.name} {settings.name} {projected.name}", log=log)
+    progress.say(f"{wanted:,} defended gradients of {batch_size} samples")

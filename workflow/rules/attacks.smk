@@ -1,7 +1,7 @@
 rule run_attack:
     input:
-        observations=ancient(f"{OBSERVATIONS}.zarr"),
-        manifest=f"{OBSERVATIONS}.manifest.json",
+        observations=observations_for(".zarr"),
+        manifest=observations_for(".manifest.json"),
         fl_model=fl_model_for(".safetensors", dataset_of_victims),
         fl_model_card=fl_model_for(".json", dataset_of_victims),
         knowledge=lambda wildcards: knowledge_files(wildcards).values(),

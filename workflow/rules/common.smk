@@ -56,9 +56,7 @@ VICTIMS = f"{RESULTS}/data/victims/{{victims}}"
 NEAR_COPIES = f"{RESULTS}/data/near_copies/{{victims}}/{{auxiliary}}.safetensors"
 FL_MODEL = f"{RESULTS}/fl_models/{{dataset}}/{{fl_model}}"
 GRADIENTS = f"{RESULTS}/gradients/{{auxiliary}}/{{fl_model}}/{{projection}}/{{stored}}"
-OBSERVATIONS = (
-    f"{RESULTS}/observations/{{victims}}/{{fl_model}}/b{{batch_size}}/{{defense}}"
-)
+OBSERVATIONS = f"{RESULTS}/observations/{{victims}}/{{fl_model}}/b{{batch_size}}/{{projection}}/{{defense}}"
 INVERTER = f"{RESULTS}/inverters/{{auxiliary}}/{{fl_model}}/{{projection}}/b{{batch_size}}/{{defense}}/{{inverter}}"
 GENERATOR = f"{RESULTS}/generators/{{auxiliary}}/{{generator}}"
 ATTACKED = "{victims}/{fl_model}/b{batch_size}/{defense}/{attack}"

@@ -49,18 +49,24 @@ rule observe:
             "gradients",
             entry(FL_MODELS, "fl_models", wildcards.fl_model),
             entry(DEFENSES, "defenses", wildcards.defense),
+            entry(PROJECTIONS, "projections", wildcards.projection),
         ),
     output:
         store=directory(f"{OBSERVATIONS}.zarr"),
         manifest=f"{OBSERVATIONS}.manifest.json",
     log:
-        "logs/observe/{victims}.{fl_model}.b{batch_size}.{defense}.log",
+        "logs/observe/{victims}.{fl_model}.b{batch_size}.{projection}.{defense}.log",
     conda:
         "../../envs/lti.yaml"
+    resources:
+        mem_mb=4000,
     params:
         defense=lambda wildcards: PLAN.settings("defenses", wildcards.defense),
+        projection=lambda wildcards: PLAN.settings("projections", wildcards.projection),
+        batches=observed_batches,
         seed=lambda wildcards: PLAN.victims[wildcards.victims][1].seed,
     shell:
         "lti observe --victims {input.victims} --fl-model {input.fl_model}"
-        " --defense {params.defense:q} --batch-size {wildcards.batch_size} --seed {params.seed}"
+        " --defense {params.defense:q} --projection {params.projection:q}"
+        " --batch-size {wildcards.batch_size} --batches {params.batches} --seed {params.seed}"
         " --output {output.store} --manifest {output.manifest} --threads {threads} --log {log}"

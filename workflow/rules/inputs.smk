@@ -68,6 +68,30 @@ def attack_on(wildcards):
     )
 
 
+def observations_for(suffix):
+    """What an attack reads of the victims, under its projection."""
+    return lambda wildcards: fill(
+        OBSERVATIONS,
+        suffix,
+        victims=wildcards.victims,
+        fl_model=wildcards.fl_model,
+        batch_size=wildcards.batch_size,
+        projection=PLAN.observed_projection(attack_on(wildcards)),
+        defense=wildcards.defense,
+    )
+
+
+def observed_batches(wildcards):
+    """How many victim batches the attacks on these observations ask for."""
+    return PLAN.observed_batches(
+        victims=wildcards.victims,
+        fl_model=wildcards.fl_model,
+        batch_size=int(wildcards.batch_size),
+        projection=wildcards.projection,
+        defense=wildcards.defense,
+    )
+
+
 def knowledge_files(wildcards):
     """The files made of auxiliary data that an attack reads, by what they are."""
     attack, auxiliary = attack_on(wildcards), split_attack(wildcards)[1]
@@ -120,23 +144,17 @@ def attack_code(wildcards):
         (ATTACKS, attack.name),
         entry(DEFENSES, "defenses", wildcards.defense),
         entry(FL_MODELS, "fl_models", wildcards.fl_model),
+        entry(PROJECTIONS, "projections", PLAN.observed_projection(attack)),
     ]
-    if (
-        "gradients" in attack.needs
-    ):  # their rows may be those of another defense and projection
-        stored = stored_of(wildcards, attack.projection)
-        entries += [
-            (DEFENSES, PLAN.stored_defense_name(stored["stored"])),
-            entry(PROJECTIONS, "projections", stored["projection"]),
-        ]
+    if "gradients" in attack.needs:  # their rows may be those of another defense
+        stored = stored_of(wildcards, attack.projection)["stored"]
+        entries.append((DEFENSES, PLAN.stored_defense_name(stored)))
     for need, registry, section in (
         ("inverter", INVERTERS, "inverters"),
         ("generator", GENERATORS, "generators"),
     ):
         if need in attack.needs:
             entries.append(entry(registry, section, getattr(attack, need)))
-    if {"inverter", "gradients"} & set(attack.needs):
-        entries.append(entry(PROJECTIONS, "projections", attack.projection))
     return source_files("attack", *entries)
 
 
