@@ -21,13 +21,12 @@ import numpy as np
 
 from lti.data.samples import Samples
 from lti.errors import LTIError
-from lti.files import atomic_path
+from lti.files import write_arrays
 
 if TYPE_CHECKING:
-    import pandas as pd
     from scipy import sparse
 
-__all__ = ["NEAR_COPY", "find_near_copies", "read_near_copies", "write_near_copies"]
+__all__ = ["NEAR_COPY", "find_near_copies", "write_near_copies"]
 
 NEAR_COPY = 0.75
 """Similarity from which on a sample is a near copy.
@@ -37,7 +36,7 @@ At three of four tokens, CoLA's pairs are a sentence and a variation of it ("Any
 stole the turkey." and "The dog caught the cat.") or, in WikiText, ``<unk>`` and punctuation.
 """
 
-COLUMNS = {"victim": np.int64, "similarity": np.float64, "position": np.int64}
+DEFINITION = "longest common subsequence of real tokens over the longer one's length"
 MAX_LENGTH = 64
 # Victims and auxiliary samples at a time: a product of 4 MB stays in the cache. Pairs at a
 # time bound the memory for longest common subsequences.
@@ -219,29 +218,9 @@ class _Matcher:
 
 
 def write_near_copies(path: Path | str, similarity: np.ndarray, position: np.ndarray) -> None:
-    """Write what :func:`find_near_copies` found as CSV, a row a victim, atomically.
+    """Write what :func:`find_near_copies` found, with the threshold and what it is of.
 
-    The columns are ``victim`` (its position), ``similarity``, ``position``.
+    :func:`lti.metrics.near_copies.read_near_copies` reads it.
     """
-    import pandas as pd
-
-    columns = dict(zip(COLUMNS, (range(len(position)), similarity, position), strict=True))
-    with atomic_path(path) as temporary:
-        pd.DataFrame(columns).to_csv(temporary, index=False, lineterminator="\n")
-
-
-def read_near_copies(path: Path | str) -> pd.DataFrame:
-    """Read what :func:`write_near_copies` wrote.
-
-    Raises:
-        LTIError: the file is missing or not such a table.
-    """
-    import pandas as pd
-
-    remedy = "Delete it and run the same command again."
-    try:
-        # Text first: pandas' own parser may change a number's last digit.
-        frame = pd.read_csv(path, dtype=str)[list(COLUMNS)].astype(COLUMNS)
-    except (OSError, ValueError, KeyError) as error:
-        raise LTIError(f"{path}: cannot be read as near copies ({error}). {remedy}") from None
-    return frame
+    arrays = {"similarity": similarity, "position": position}
+    write_arrays(path, arrays, {"threshold": NEAR_COPY, "similarity": DEFINITION})
