@@ -685,9 +685,14 @@ def test_near_copies_are_those_of_all_pairs(data, vocabulary, length):
             names = ("VICTIMS_BLOCK", "AUXILIARY_BLOCK", "PAIRS_BLOCK")
             for name, value in zip(names, blocks, strict=True):
                 patch.setattr(near_copies, name, value)
+            finished: list[int] = []
             similarity, position = find_near_copies(
-                tokens(victims), tokens(auxiliary), special=sorted(special)
+                tokens(victims),
+                tokens(auxiliary),
+                special=sorted(special),
+                on_victims=finished.append,
             )
+        assert sum(finished) == len(victims) and max(finished) <= blocks[0]
         assert (similarity.dtype, position.dtype) == (np.float64, np.int64)
         assert similarity.tolist() == expected[0]
         assert position.tolist() == expected[1]
