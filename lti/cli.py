@@ -9,12 +9,13 @@ import typer
 from lti.errors import LTIError
 from lti.stages.attack import run_attack
 from lti.stages.backbone import fetch_backbone
-from lti.stages.data import prepare_dataset, select_auxiliary, select_victims
+from lti.stages.data import prepare_dataset, prepare_tokenizer, select_auxiliary, select_victims
 from lti.stages.draw import draw_reconstructions
 from lti.stages.fl_model import draw_fl_model
 from lti.stages.generator import train_generator
 from lti.stages.gradients import compute_gradients, observe
 from lti.stages.measure import measure_attack
+from lti.stages.near_copies import find_near_copies
 from lti.stages.summarise import summarise_experiment
 from lti.stages.tabulate import tabulate
 from lti.stages.train import train_inverter
@@ -28,9 +29,11 @@ app = typer.Typer(
     help="Learning To Invert: the stages of the attack chain, as the workflow runs them.",
 )
 for stage in (
+    prepare_tokenizer,
     prepare_dataset,
     select_auxiliary,
     select_victims,
+    find_near_copies,
     fetch_backbone,
     draw_fl_model,
     compute_gradients,

@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from lti.attacks import ATTACKS, Attack
 from lti.attacks.base import as_list
 from lti.data.dataset import DATASETS
+from lti.data.samples import Modality
 from lti.defenses import DEFENSES
 from lti.errors import LTIError
 from lti.fl_models import FL_MODELS
@@ -36,7 +37,9 @@ class Auxiliary(_Section):
     size: int = Field(ge=16, description="Samples.")
     seed: int = Field(0, description="Root seed of the selection.")
     mirrored: bool = Field(
-        True, description="Also store the gradients of the mirrored images, for augmentation."
+        True,
+        description="Also store the gradients of the mirrored images, for augmentation. Not of "
+        "text.",
     )
 
 
@@ -105,7 +108,8 @@ class Config(_Section):
 RULES = {
     *("all", "default", "draw_fl_model", "compute_gradients", "observe", "train_inverter"),
     *("train_generator", "fetch_backbone", "tabulate_metric"),
-    *("prepare_dataset", "select_auxiliary", "select_victims", "run_attack"),
+    *("prepare_tokenizer", "prepare_dataset", "select_auxiliary", "select_victims", "run_attack"),
+    "find_near_copies",
     *("table1", "table2", "table3", "table_mse", "figure3", "figure4"),
     *("measure_attack", "summarise_experiment", "draw_reconstructions"),
 }
@@ -201,8 +205,18 @@ def _attack_problems(config: Config, where: str, attack: Attack) -> Iterator[str
                 yield from _unknown(f"{place}.{key}", override[key], getattr(config, section))
 
 
+def _modality(config: Config, experiment: Experiment) -> Modality | None:
+    """Return the modality of an experiment's data set; None if that is wrong itself."""
+    try:
+        return DATASETS.parse(config.datasets.get(experiment.dataset, {})).modality
+    except LTIError:
+        return None
+
+
 def _mirror_problems(config: Config, where: str, experiment: Experiment) -> Iterator[str]:
-    """An inverter that asks for mirrored images needs their gradients."""
+    """An inverter that asks for mirrored images needs their gradients; text has none."""
+    if _modality(config, experiment) == "text":
+        return
     cells: list[dict[str, Any]] = [
         {"fl_model": fl_model, "batch_size": batch_size, "defense": defense}
         for fl_model in experiment.fl_models
@@ -229,10 +243,7 @@ def _mirror_problems(config: Config, where: str, experiment: Experiment) -> Iter
 
 def _metric_problems(config: Config, where: str, experiment: Experiment) -> Iterator[str]:
     """Metrics must be known, and compare what the data set holds."""
-    try:
-        modality = DATASETS.parse(config.datasets.get(experiment.dataset, {})).modality
-    except LTIError:
-        modality = None  # said of the data set itself
+    modality = _modality(config, experiment)
     for value in experiment.metrics or ():
         if value not in METRICS or modality in (None, METRICS[value].modality):
             yield from _unknown(where, value, METRICS)

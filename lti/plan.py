@@ -75,7 +75,10 @@ class Plan:
         self.victims: dict[str, tuple[str, Victims]] = {}
         for experiment in config.experiments.values():
             auxiliary = auxiliary_id(experiment)
-            pair = (experiment.dataset, experiment.auxiliary)
+            settings = experiment.auxiliary
+            if self.datasets[experiment.dataset].modality == "text":  # which has no mirror image
+                settings = settings.model_copy(update={"mirrored": False})
+            pair = (experiment.dataset, settings)
             if self.auxiliary.setdefault(auxiliary, pair) != pair:
                 raise LTIError(
                     f"auxiliary set {auxiliary} is asked for with and without mirrored images; "

@@ -97,7 +97,7 @@ def test_the_shipped_configuration_is_valid():
         ("metrics", {"require": "lpips"}, r"^metrics\.require: got 'lpips'; .*list"),
         ("store", {"chunk_mib": 99}, r"store\.chunk_mib: got 99; .*less than or equal to 16"),
         ("datasets/photos", 3, r"datasets\.photos: got 3; .*dict"),
-        ("datasets/photos", {}, r"datasets\.photos: no key 'use'; .*cifar10, photos"),
+        ("datasets/photos", {}, r"datasets\.photos: no key 'use'; .*cifar10, cola, photos"),
         ("fl_models/lenet/use", "vgg", r"unknown name 'vgg' in fl_models; known: lenet"),
         ("fl_models/lenet/seed", "x", r"fl_models\.lenet\.seed: got 'x'; .*integer"),
         ("defenses/gauss/sigma", 0, r"defenses\.gauss\.sigma: got 0; .*greater than 0"),

@@ -477,7 +477,7 @@ def test_a_damaged_mirror_is_named_with_a_remedy(small_mirror):
         load(folder)
 
     write_shard(second, image[5:9], label[5:9])
-    with pytest.raises(LTIError, match=r"9 images .*00001-of-00002\.parquet 4\), expected 10"):
+    with pytest.raises(LTIError, match=r"9 rows .*00001-of-00002\.parquet 4\), expected 10"):
         load(folder)
     write_shard(second, image[5:], label[5:] + 10)
     with pytest.raises(LTIError, match=r"test-00001-of-00002\.parquet.*with label 1\d"):

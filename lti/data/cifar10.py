@@ -8,33 +8,41 @@ auxiliary set.
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import io
-import os
-import re
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 from pydantic import Field
 
 from lti.data.cifar10_batches import read_batches
 from lti.data.dataset import DATASETS, Dataset, Part, check_part
+from lti.data.hub import MIRROR_VARIABLE, Home, from_environment, read_hub, read_mirror
 from lti.data.samples import IMAGE_SHAPE, Samples
-from lti.errors import LTIError
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
 __all__ = ["Cifar10"]
 
-HUB_NAME = "uoft-cs/cifar10"
 SPLITS = {"auxiliary": "train", "victims": "test"}
 COUNTS = {"train": 50_000, "test": 10_000}
-PROBE_SECONDS = 5.0
+HOME = Home(
+    name="cifar10",
+    repository="uoft-cs/cifar10",
+    config=None,
+    folder="cifar10",
+    rows=COUNTS,
+    ways=(
+        "a mirror folder with cifar10/train-*.parquet and cifar10/test-*.parquet, in the setting "
+        "'mirror' or the environment variable LTI_DATA_MIRROR",
+        "an existing torchvision folder, in the setting 'torchvision_root' or the environment "
+        "variable LTI_TORCHVISION_ROOT",
+    ),
+    embedded="photos",
+)
 
 
 @DATASETS.register("cifar10", source="Krizhevsky 2009, Learning Multiple Layers of Features")
@@ -84,20 +92,16 @@ class Cifar10(Dataset):
         split = SPLITS[part]
         mirror, root = self.mirror, self.torchvision_root
         if mirror is None and root is None:
-            mirror = _from_environment("LTI_DATA_MIRROR")
-            root = _from_environment("LTI_TORCHVISION_ROOT")
+            mirror = from_environment(MIRROR_VARIABLE)
+            root = from_environment("LTI_TORCHVISION_ROOT")
         if mirror is not None:
-            image, label = _read_mirror(mirror, split)
+            parts = read_mirror(mirror, HOME, split, _decode)
+            image, label = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
         elif root is not None:
             image, label = read_batches(root, split)
         else:
-            image, label = _read_hub(split)
+            image, label = read_hub(HOME, split, _decode)
         return _in_canonical_order(image, label)
-
-
-def _from_environment(variable: str) -> Path | None:
-    value = os.environ.get(variable)
-    return Path(value) if value else None
 
 
 def _in_canonical_order(image: np.ndarray, label: np.ndarray) -> Samples:
@@ -106,8 +110,8 @@ def _in_canonical_order(image: np.ndarray, label: np.ndarray) -> Samples:
     return Samples(image[order], label[order], order.astype(np.int64))
 
 
-def _decode(batches: Iterator[pa.Table], count: int, where: str) -> tuple[np.ndarray, np.ndarray]:
-    """Decode arrow batches with the columns ``img`` (PNG bytes) and ``label``."""
+def _decode(batches: Iterator[pa.Table], count: int) -> tuple[np.ndarray, np.ndarray]:
+    """Decode ``count`` rows with the columns ``img`` (PNG bytes) and ``label``."""
     from PIL import Image
 
     image = np.empty((count, *IMAGE_SHAPE), dtype=np.uint8)
@@ -119,115 +123,13 @@ def _decode(batches: Iterator[pa.Table], count: int, where: str) -> tuple[np.nda
             batch.column("label").to_pylist(),
             strict=True,
         ):
-            if row < count:
-                with Image.open(io.BytesIO(cell["bytes"]), formats=["PNG"]) as file:
-                    pixels = np.asarray(file)
-                if pixels.shape != (32, 32, 3) or not 0 <= value <= 9:
-                    raise ValueError(
-                        f"row {row} is an image of shape {pixels.shape} with label {value}"
-                    )
-                image[row] = pixels.transpose(2, 0, 1)
-                label[row] = value
+            with Image.open(io.BytesIO(cell["bytes"]), formats=["PNG"]) as file:
+                pixels = np.asarray(file)
+            if pixels.shape != (32, 32, 3) or not 0 <= value <= 9:
+                raise ValueError(
+                    f"row {row} is an image of shape {pixels.shape} with label {value}"
+                )
+            image[row] = pixels.transpose(2, 0, 1)
+            label[row] = value
             row += 1
-    if row != count:
-        raise ValueError(f"{where} has {row} rows, expected {count}")
     return image, label
-
-
-def _read_mirror(mirror: Path, split: str) -> tuple[np.ndarray, np.ndarray]:
-    folder = mirror / "cifar10"
-    remedy = (
-        f"Copy the parquet files of {HUB_NAME} there again, or leave the mirror (setting "
-        f"'mirror', environment variable LTI_DATA_MIRROR) unset."
-    )
-    shards = sorted(folder.glob(f"{split}-*.parquet"))
-    if not shards:
-        raise LTIError(f"{folder}: no file {split}-*.parquet in this mirror. {remedy}")
-    totals = {int(found[1]) for path in shards if (found := re.search(r"-of-(\d+)\.", path.name))}
-    for total in totals:
-        for number in range(total):
-            path = folder / f"{split}-{number:05d}-of-{total:05d}.parquet"
-            if not path.exists():
-                raise LTIError(f"{path}: this shard of the mirror is missing. {remedy}")
-    parts = []
-    for path in shards:
-        try:
-            parts.append(_read_shard(path))
-        except (OSError, ValueError, KeyError, TypeError, SyntaxError) as error:
-            raise LTIError(f"{path}: cannot be read ({error}). {remedy}") from None
-    count = sum(len(label) for _, label in parts)
-    if count != COUNTS[split]:
-        held = ", ".join(
-            f"{path.name} {len(label)}" for path, (_, label) in zip(shards, parts, strict=True)
-        )
-        raise LTIError(
-            f"{folder}: {count} images in the {split} split ({held}), expected "
-            f"{COUNTS[split]}. {remedy}"
-        )
-    return np.concatenate([i for i, _ in parts]), np.concatenate([n for _, n in parts])
-
-
-def _read_shard(path: Path) -> tuple[np.ndarray, np.ndarray]:
-    import pyarrow.parquet as pq
-
-    count = pq.read_metadata(path).num_rows
-    with _hub_switched_off():
-        from datasets import load_dataset
-
-        # Streaming copies nothing to the cache; the folder takes the lock file that is left.
-        with tempfile.TemporaryDirectory(prefix="lti-") as cache:
-            rows = load_dataset(
-                "parquet", data_files=str(path), split="train", streaming=True, cache_dir=cache
-            )
-            return _decode(rows.with_format("arrow").iter(batch_size=1000), count, path.name)
-
-
-def _read_hub(split: str) -> tuple[np.ndarray, np.ndarray]:
-    # Asking once, briefly: the client itself retries for half a minute or more.
-    reachable, reason = _hub_answers()
-    with contextlib.nullcontext() if reachable else _hub_switched_off():
-        from datasets import load_dataset
-
-        try:
-            rows = load_dataset(HUB_NAME, split=split)
-            batches = rows.with_format("arrow").iter(batch_size=1000)
-            return _decode(batches, COUNTS[split], HUB_NAME)
-        except Exception as error:  # whatever the client raises, the ways out are the same
-            detail = str(error).splitlines()[0] if str(error) else type(error).__name__
-            raise LTIError(
-                f"cifar10: {HUB_NAME} cannot be loaded ({detail}{reason}). One of three ways: "
-                f"(1) connect to the network once, after which the Hugging Face cache (HF_HOME) "
-                f"serves it; (2) a mirror folder with cifar10/train-*.parquet and "
-                f"cifar10/test-*.parquet, in the setting 'mirror' or the environment variable "
-                f"LTI_DATA_MIRROR; (3) an existing torchvision folder, in the setting "
-                f"'torchvision_root' or the environment variable LTI_TORCHVISION_ROOT. "
-                f"The data set 'photos' needs none of them."
-            ) from None
-
-
-def _hub_answers() -> tuple[bool, str]:
-    from huggingface_hub import constants
-    from huggingface_hub.utils import get_session
-
-    try:
-        get_session().head(constants.ENDPOINT, timeout=PROBE_SECONDS)
-    except Exception as error:  # the client's classes differ between its versions
-        return False, f"; the hub does not answer: {type(error).__name__}"
-    return True, ""
-
-
-@contextlib.contextmanager
-def _hub_switched_off() -> Iterator[None]:
-    """Keep ``datasets`` off the network for a while: local files and its cache only."""
-    import datasets
-    import huggingface_hub
-
-    holders: tuple[Any, ...] = (datasets.config, huggingface_hub.constants)
-    before = [holder.HF_HUB_OFFLINE for holder in holders]
-    try:
-        for holder in holders:
-            holder.HF_HUB_OFFLINE = True
-        yield
-    finally:
-        for holder, value in zip(holders, before, strict=True):
-            holder.HF_HUB_OFFLINE = value

@@ -19,6 +19,8 @@ class Dataset(Settings):
     """Base of every registered data set."""
 
     modality: ClassVar[Modality] = "image"
+    """What the samples are."""
+
     class_names: ClassVar[tuple[str, ...]] = ()
     """One name per label, in the order of the labels."""
 
@@ -26,6 +28,13 @@ class Dataset(Settings):
     def num_classes(self) -> int:
         """Number of classes: labels are 0 to ``num_classes - 1``."""
         return len(self.class_names)
+
+    def corpus(self, part: Part) -> str:
+        """Return in a few words what a part is read from, where settings do not say it all.
+
+        Rules have it as a parameter: the part is made anew where it changes.
+        """
+        return ""
 
     @abstractmethod
     def load(self, part: Part) -> Samples:
@@ -37,7 +46,14 @@ class Dataset(Settings):
 
 
 DATASETS: Registry[Dataset] = Registry(
-    "datasets", modules={"cifar10": "lti.data.cifar10", "photos": "lti.data.photos"}
+    "datasets",
+    modules={
+        "cifar10": "lti.data.cifar10",
+        "cola": "lti.data.cola",
+        "photos": "lti.data.photos",
+        "python-docs": "lti.data.python_docs",
+        "wikitext": "lti.data.wikitext",
+    },
 )
 """The known data sets."""
 

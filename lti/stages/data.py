@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
@@ -13,39 +13,72 @@ if TYPE_CHECKING:
     import numpy as np
 
     from lti.data.samples import Samples
+    from lti.data.text import TextDataset
 
-__all__ = ["prepare_dataset", "select_auxiliary", "select_victims"]
+__all__ = ["prepare_dataset", "prepare_tokenizer", "select_auxiliary", "select_victims"]
 
+DatasetJson = Annotated[str, typer.Option(help="JSON settings of the data set.")]
 Source = Annotated[Path, typer.Option(help="A prepared part of a data set.")]
 Size = Annotated[int, typer.Option(min=1, help="Samples.")]
 Seed = Annotated[int, typer.Option(help="Root seed of the selection.")]
 
 
+def prepare_tokenizer(*, dataset: DatasetJson, output: Output, log: Log = None) -> None:
+    """Write the tokenizer of a data set of text, a published one or one that is trained."""
+    from lti.data.dataset import DATASETS
+    from lti.errors import LTIError
+    from lti.progress import Progress
+
+    source = DATASETS.parse(parse_json(dataset, option="dataset"))
+    if source.modality != "text":
+        raise LTIError(
+            f"--dataset: got {source.name}, which consists of images; expected text. Only text "
+            f"has a tokenizer."
+        )
+    progress = Progress(f"tokenizer {source.name}", log=log)
+    progress.say(f"{cast('TextDataset', source).write_tokenizer(output):,} tokens")
+
+
 def prepare_dataset(
     *,
-    dataset: Annotated[str, typer.Option(help="JSON settings of the data set.")],
+    dataset: DatasetJson,
     part: Annotated[str, typer.Option(help="auxiliary or victims.")],
+    tokenizer: Annotated[
+        Path | None, typer.Option(help="The data set's tokenizer; for text alone.")
+    ] = None,
     output: Output,
     card: Output,
     log: Log = None,
 ) -> None:
     """Read one part of a data set, from its public home or a local copy, into one file."""
-    from lti.data.dataset import DATASETS, check_part
+    from lti.data.dataset import DATASETS, Part, check_part
+    from lti.errors import LTIError
     from lti.progress import Progress
 
     check_part(part)
     source = DATASETS.parse(parse_json(dataset, option="dataset"))
+    if (source.modality == "text") != (tokenizer is not None):
+        raise LTIError(
+            f"--tokenizer: got {tokenizer} for the data set {source.name}; expected the file of "
+            f"`lti prepare-tokenizer` for text, and none for images. Correct it."
+        )
     progress = Progress(f"data {source.name} {part}", log=log)
-    samples = source.load(part)  # type: ignore[arg-type]
+    facts: dict[str, Any] = {}
+    if tokenizer is None:
+        samples = source.load(cast("Part", part))
+    else:
+        samples, facts["text"] = cast("TextDataset", source).read(cast("Part", part), tokenizer)
     metadata = {
         "dataset": source.name,
         "part": part,
         "seed": None,
         "size": len(samples),
         "class_names": list(source.class_names),
+        **facts,
     }
     _write(output, card, samples, metadata)
-    progress.say(f"{len(samples):,} samples of {source.num_classes} classes")
+    of = facts["text"]["corpus"] if facts else f"{source.num_classes} classes"
+    progress.say(f"{len(samples):,} samples of {of}")
 
 
 def select_auxiliary(

@@ -33,7 +33,8 @@ def compute_gradients(
 ) -> None:
     """Store the auxiliary set's gradients, defended (the deterministic part) and projected.
 
-    Sample i has rows ``views * i`` (as it is) and, where ``mirrored``, ``2 * i + 1``.
+    Sample i has rows ``views * i`` (as it is) and, where ``mirrored``, ``2 * i + 1``. Text has
+    no mirror image.
     """
     import numpy as np
     import torch
@@ -65,6 +66,10 @@ def compute_gradients(
         raise LTIError(message) from None
     compute = acquire(threads=threads, gpus=gpus)
     samples = read_selection(auxiliary).samples
+    if mirrored and samples.modality == "text":
+        raise LTIError(
+            f"--mirrored: got {auxiliary}, which is text; expected images. Leave it out."
+        )
     model, network = load_fl_model(fl_model, device=compute.device)
     layout = ParameterLayout.of(network)
     # Sums of signs are no signs, and sums of pruned entries are seldom zero.
@@ -79,7 +84,8 @@ def compute_gradients(
         # Not a torch index: numpy takes one of a single element for a plain number.
         sample, view = np.divmod(np.arange(start, stop), views)
         x = as_input(torch.from_numpy(samples.value[sample]))
-        x = torch.where(torch.from_numpy(view == 1)[:, None, None, None], x.flip(3), x)
+        if mirrored:
+            x = torch.where(torch.from_numpy(view == 1)[:, None, None, None], x.flip(3), x)
         label = torch.from_numpy(samples.label[sample])
         gradient = gradients(x.to(compute.device), label.to(compute.device))
         return projected.project(settings.deterministic(gradient), layout=layout)

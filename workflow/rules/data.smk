@@ -1,5 +1,26 @@
+rule prepare_tokenizer:
+    input:
+        code=lambda wildcards: source_files(
+            "data", entry(DATASETS, "datasets", wildcards.dataset)
+        ),
+    output:
+        TOKENIZER,
+    log:
+        "logs/prepare_tokenizer/{dataset}.log",
+    cache: "omit-software"
+    conda:
+        "../../envs/lti.yaml"
+    params:
+        dataset=lambda wildcards: PLAN.settings("datasets", wildcards.dataset),
+        # What it is trained on can be another text without any other setting.
+        corpus=lambda wildcards: PLAN.datasets[wildcards.dataset].corpus("auxiliary"),
+    shell:
+        "lti prepare-tokenizer --dataset {params.dataset:q} --output {output} --log {log}"
+
+
 rule prepare_dataset:
     input:
+        tokenizer=lambda wildcards: tokenizer_of(wildcards.dataset),
         code=lambda wildcards: source_files(
             "data", entry(DATASETS, "datasets", wildcards.dataset)
         ),
@@ -14,8 +35,14 @@ rule prepare_dataset:
         dataset=lambda wildcards: PLAN.settings("datasets", wildcards.dataset),
         # A parameter: the between-workflow cache does not tell wildcards apart.
         part=lambda wildcards: wildcards.part,
+        # The mirror that an environment variable names and Python itself can hold other text.
+        corpus=lambda wildcards: PLAN.datasets[wildcards.dataset].corpus(wildcards.part),
+        tokenizer=lambda wildcards, input: [
+            f"--tokenizer {path}" for path in input.tokenizer
+        ],
     shell:
         "lti prepare-dataset --dataset {params.dataset:q} --part {params.part}"
+        " {params.tokenizer}"
         " --output {output.data} --card {output.card} --log {log}"
 
 
@@ -57,6 +84,26 @@ rule select_victims:
     shell:
         "lti select-victims --source {input.source} --size {params.size} --seed {params.seed}"
         " --output {output.data} --card {output.card} --log {log}"
+
+
+rule find_near_copies:
+    input:
+        victims=ancient(f"{VICTIMS}.safetensors"),
+        victims_card=f"{VICTIMS}.json",
+        auxiliary=ancient(f"{AUXILIARY}.safetensors"),
+        auxiliary_card=f"{AUXILIARY}.json",
+        code=source_files("near_copies"),
+    output:
+        NEAR_COPIES,
+    log:
+        "logs/find_near_copies/{victims}.{auxiliary}.log",
+    conda:
+        "../../envs/lti.yaml"
+    resources:
+        mem_mb=2000,
+    shell:
+        "lti find-near-copies --victims {input.victims} --auxiliary {input.auxiliary}"
+        " --output {output} --log {log}"
 
 
 rule draw_fl_model:

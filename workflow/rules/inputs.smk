@@ -7,6 +7,12 @@ def fill(pattern, suffix, **wildcards):
     return path if suffix.endswith((".json", ".csv")) else ancient(path)
 
 
+def tokenizer_of(dataset):
+    """The tokenizer of a data set of text; none of images."""
+    is_text = PLAN.datasets[dataset].modality == "text"
+    return [TOKENIZER.format(dataset=dataset)] if is_text else []
+
+
 def source_of_auxiliary(suffix):
     return lambda wildcards: fill(
         PART, suffix, dataset=dataset_of_auxiliary(wildcards), part="auxiliary"
@@ -195,11 +201,7 @@ def pictured(suffix):
 
 
 def tokenizer_of_victims(wildcards):
-    """The tokenizer of the victims' data set; nothing for images."""
-    dataset = dataset_of_victims(wildcards)
-    if PLAN.datasets[dataset].modality == "image":
-        return []
-    return [TOKENIZER.format(dataset=dataset)]
+    return tokenizer_of(dataset_of_victims(wildcards))
 
 
 def near_copies_of(wildcards):
