@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any
+from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -45,6 +45,13 @@ class Victims(_Section):
 
     size: int = Field(ge=1, description="Samples.")
     seed: int = Field(0, description="Root seed of the selection and of the defense's draws.")
+    include: list[Annotated[int, Field(ge=0)]] = Field(
+        default=[],
+        description=(
+            "Positions in the source's split of samples that come first, whatever the seed; the "
+            "others follow in its order."
+        ),
+    )
 
 
 class Experiment(_Section):
@@ -244,6 +251,17 @@ def _metric_problems(config: Config, where: str, experiment: Experiment) -> Iter
         )
 
 
+def _include_problems(where: str, victims: Victims) -> Iterator[str]:
+    named = victims.include
+    for value in dict.fromkeys(value for value in named if named.count(value) > 1):
+        yield f"{where}: got {value} more than once; allowed: once"
+    if len(named) > victims.size:
+        yield (
+            f"{where}: got {len(named)} samples; allowed: up to the number of victims, "
+            f"{victims.size}"
+        )
+
+
 def _experiment_problems(config: Config, where: str, experiment: Experiment) -> Iterator[str]:
     yield from _unknown(f"{where}.dataset", experiment.dataset, config.datasets)
     for axis in ("fl_models", "batch_sizes", "defenses", "attacks", "metrics"):
@@ -261,6 +279,7 @@ def _experiment_problems(config: Config, where: str, experiment: Experiment) -> 
                 f"{where}.batch_sizes: got {batch_size}; allowed: 1 to the number of victims, "
                 f"{experiment.victims.size}"
             )
+    yield from _include_problems(f"{where}.victims.include", experiment.victims)
     if experiment.pictured > experiment.victims.size:
         yield (
             f"{where}.pictured: got {experiment.pictured}; allowed: 1 to the number of victims, "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -56,14 +57,40 @@ def select_auxiliary(
 
 
 def select_victims(
-    *, source: Source, size: Size, seed: Seed, output: Output, card: Output, log: Log = None
+    *,
+    source: Source,
+    size: Size,
+    seed: Seed,
+    include: Annotated[
+        list[int] | None, typer.Option(help="Index of a sample that comes first; repeated.")
+    ] = None,
+    output: Output,
+    card: Output,
+    log: Log = None,
 ) -> None:
-    """Draw the victims: the first ``size`` of a seeded permutation."""
-    _select(source, size=size, seed=seed, output=output, card=card, log=log, what="victims")
+    """Draw the victims: those to include, then the first of a seeded permutation."""
+    _select(
+        source,
+        size=size,
+        seed=seed,
+        include=include or [],
+        output=output,
+        card=card,
+        log=log,
+        what="victims",
+    )
 
 
 def _select(
-    source: Path, *, size: int, seed: int, output: Path, card: Path, log: Path | None, what: str
+    source: Path,
+    *,
+    size: int,
+    seed: int,
+    include: Sequence[int] = (),
+    output: Path,
+    card: Path,
+    log: Path | None,
+    what: str,
 ) -> None:
     import numpy as np
 
@@ -71,9 +98,11 @@ def _select(
     from lti.progress import Progress
 
     prepared = read_selection(source)
-    samples = select(prepared.samples, size=size, seed=seed, what=what)
+    samples = select(prepared.samples, size=size, seed=seed, include=include, what=what)
     flags = np.ones(size, dtype=bool) if what == "auxiliary" else None
     metadata = {**prepared.metadata, "seed": seed, "size": size}
+    if include:
+        metadata["include"] = list(include)
     _write(output, card, samples, metadata, in_distribution=flags)
     Progress(f"{what} {metadata['dataset']}", log=log).say(
         f"{size:,} of {len(prepared.samples):,} samples"

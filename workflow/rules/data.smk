@@ -54,9 +54,13 @@ rule select_victims:
     params:
         size=lambda wildcards: PLAN.victims[wildcards.victims][1].size,
         seed=lambda wildcards: PLAN.victims[wildcards.victims][1].seed,
+        include=lambda wildcards: [
+            f"--include {index}"
+            for index in PLAN.victims[wildcards.victims][1].include
+        ],
     shell:
         "lti select-victims --source {input.source} --size {params.size} --seed {params.seed}"
-        " --output {output.data} --card {output.card} --log {log}"
+        " {params.include} --output {output.data} --card {output.card} --log {log}"
 
 
 rule draw_fl_model:
