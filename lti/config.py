@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Annotated, Any
+from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -45,11 +45,12 @@ class Victims(_Section):
 
     size: int = Field(ge=1, description="Samples.")
     seed: int = Field(0, description="Root seed of the selection and of the defense's draws.")
-    include: list[Annotated[int, Field(ge=0)]] = Field(
+    include: list[int | str] = Field(
         default=[],
         description=(
-            "Positions in the source's split of samples that come first, whatever the seed; the "
-            "others follow in its order."
+            "Samples that come first, whatever the seed: positions in the source's split or, of a "
+            "text data set, texts that whole samples read as; the others follow in the seed's "
+            "order."
         ),
     )
 
@@ -71,7 +72,7 @@ class Experiment(_Section):
         description="Metrics, of the data set's modality; null: the usual ones, see "
         "[metrics](metrics.md).",
     )
-    pictured: int = Field(12, ge=1, description="Victims shown in the picture.")
+    pictured: int = Field(12, ge=1, description="Victims shown in the picture or as sentences.")
     picture_seed: int = Field(0, description="Root seed of the choice of the pictured victims.")
 
 
@@ -113,8 +114,8 @@ RULES = {
     *("all", "default", "draw_fl_model", "compute_gradients", "observe", "train_inverter"),
     *("train_generator", "fetch_backbone", "tabulate_metric"),
     *("prepare_dataset", "select_auxiliary", "select_victims", "run_attack"),
-    *("table1", "table2", "table3", "table_mse", "figure3", "figure4"),
-    *("measure_attack", "summarise_experiment", "draw_reconstructions"),
+    *("table1", "table2", "table3", "table_mse", "figure3", "figure4", "figure5", "figure6"),
+    *("measure_attack", "summarise_experiment", "draw_reconstructions", "draw_texts"),
 }
 """Names that an experiment, which is a rule too, cannot have."""
 
@@ -251,10 +252,23 @@ def _metric_problems(config: Config, where: str, experiment: Experiment) -> Iter
         )
 
 
-def _include_problems(where: str, victims: Victims) -> Iterator[str]:
-    named = victims.include
+def _include_problems(config: Config, where: str, experiment: Experiment) -> Iterator[str]:
+    victims, named = experiment.victims, experiment.victims.include
+    for value in named:
+        if isinstance(value, int) and value < 0:
+            yield f"{where}: got {value}; allowed: positions of 0 or more"
+    texts = [value for value in named if isinstance(value, str)]
+    try:
+        modality = DATASETS.parse(config.datasets[experiment.dataset]).modality
+    except (KeyError, LTIError):
+        return  # said of the data set itself
+    if texts and modality != "text":
+        yield (
+            f"{where}: got {texts[0]!r} of {experiment.dataset}, which is no text; allowed: "
+            f"positions"
+        )
     for value in dict.fromkeys(value for value in named if named.count(value) > 1):
-        yield f"{where}: got {value} more than once; allowed: once"
+        yield f"{where}: got {value!r} more than once; allowed: once"
     if len(named) > victims.size:
         yield (
             f"{where}: got {len(named)} samples; allowed: up to the number of victims, "
@@ -279,7 +293,7 @@ def _experiment_problems(config: Config, where: str, experiment: Experiment) -> 
                 f"{where}.batch_sizes: got {batch_size}; allowed: 1 to the number of victims, "
                 f"{experiment.victims.size}"
             )
-    yield from _include_problems(f"{where}.victims.include", experiment.victims)
+    yield from _include_problems(config, f"{where}.victims.include", experiment)
     if experiment.pictured > experiment.victims.size:
         yield (
             f"{where}.pictured: got {experiment.pictured}; allowed: 1 to the number of victims, "

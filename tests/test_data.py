@@ -352,7 +352,7 @@ def test_stage_includes_samples_and_says_so(tmp_path):
     source, output, card = (tmp_path / name for name in ("part", "victims", "card.json"))
     write_selection(source, numbered(20), metadata={**METADATA, "size": 20})
     options = {"source": source, "size": 5, "seed": 2, "output": output, "card": card}
-    select_victims(**options, include=[17, 4])
+    select_victims(**options, include="[17, 4]")
     expected = select(numbered(20), size=5, seed=2, include=[17, 4], what="victims")
     assert_same(read_selection(output).samples, expected)
     assert expected.index[:2].tolist() == [17, 4]

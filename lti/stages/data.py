@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from lti.stages.options import Log, Output, parse_json
+from lti.stages.options import Log, Output, parse_json, parse_json_list
 
 if TYPE_CHECKING:
     import numpy as np
@@ -62,7 +61,10 @@ def select_victims(
     size: Size,
     seed: Seed,
     include: Annotated[
-        list[int] | None, typer.Option(help="Index of a sample that comes first; repeated.")
+        str, typer.Option(help="JSON list of the samples that come first: positions or texts.")
+    ] = "[]",
+    tokenizer: Annotated[
+        Path | None, typer.Option(help="The data set's tokenizer, for texts to include.")
     ] = None,
     output: Output,
     card: Output,
@@ -73,7 +75,8 @@ def select_victims(
         source,
         size=size,
         seed=seed,
-        include=include or [],
+        include=include,
+        tokenizer=tokenizer,
         output=output,
         card=card,
         log=log,
@@ -86,7 +89,8 @@ def _select(
     *,
     size: int,
     seed: int,
-    include: Sequence[int] = (),
+    include: str = "[]",
+    tokenizer: Path | None = None,
     output: Path,
     card: Path,
     log: Path | None,
@@ -94,15 +98,25 @@ def _select(
 ) -> None:
     import numpy as np
 
+    from lti.data.find import indices_of
     from lti.data.selection import read_selection, select
+    from lti.data.tokenizer import read_tokenizer
     from lti.progress import Progress
 
     prepared = read_selection(source)
-    samples = select(prepared.samples, size=size, seed=seed, include=include, what=what)
+    words = None
+    if tokenizer is not None:
+        words = read_tokenizer(tokenizer, prepared.metadata.get("text"))
+    first = indices_of(
+        prepared.samples,
+        parse_json_list(include, option="include"),
+        tokenizer=words,
+    )
+    samples = select(prepared.samples, size=size, seed=seed, include=first, what=what)
     flags = np.ones(size, dtype=bool) if what == "auxiliary" else None
     metadata = {**prepared.metadata, "seed": seed, "size": size}
-    if include:
-        metadata["include"] = list(include)
+    if first:
+        metadata["include"] = first
     _write(output, card, samples, metadata, in_distribution=flags)
     Progress(f"{what} {metadata['dataset']}", log=log).say(
         f"{size:,} of {len(prepared.samples):,} samples"
