@@ -253,7 +253,11 @@ def _metric_problems(config: Config, where: str, experiment: Experiment) -> Iter
 
 
 def _include_problems(config: Config, where: str, experiment: Experiment) -> Iterator[str]:
-    victims, named = experiment.victims, experiment.victims.include
+    named, size = experiment.victims.include, experiment.victims.size
+    for value in dict.fromkeys(value for value in named if named.count(value) > 1):
+        yield f"{where}: got {value!r} more than once; allowed: once"
+    if len(named) > size:
+        yield f"{where}: got {len(named)} samples; allowed: up to the number of victims, {size}"
     for value in named:
         if isinstance(value, int) and value < 0:
             yield f"{where}: got {value}; allowed: positions of 0 or more"
@@ -263,17 +267,7 @@ def _include_problems(config: Config, where: str, experiment: Experiment) -> Ite
     except (KeyError, LTIError):
         return  # said of the data set itself
     if texts and modality != "text":
-        yield (
-            f"{where}: got {texts[0]!r} of {experiment.dataset}, which is no text; allowed: "
-            f"positions"
-        )
-    for value in dict.fromkeys(value for value in named if named.count(value) > 1):
-        yield f"{where}: got {value!r} more than once; allowed: once"
-    if len(named) > victims.size:
-        yield (
-            f"{where}: got {len(named)} samples; allowed: up to the number of victims, "
-            f"{victims.size}"
-        )
+        yield f"{where}: got {texts[0]!r}, where {experiment.dataset} is no text; allowed: positions"
 
 
 def _experiment_problems(config: Config, where: str, experiment: Experiment) -> Iterator[str]:

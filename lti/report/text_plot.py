@@ -172,14 +172,14 @@ def _words(line: TextLine) -> Iterator[list[_Fragment]]:
     """Yield the words of a line: a token that begins with a space begins a word."""
     word: list[_Fragment] = []
     for token in line.tokens:
+        text = "".join(c if _has_glyph(c) else _MISSING for c in token.text)
         if token.kind == "unknown":
-            yield from _words_of(token.text, _COLORS[token.kind])
+            yield from _words_of(text, _COLORS[token.kind])
             continue
-        if token.text.startswith(" ") and word:
+        if text.startswith(" ") and word:
             yield word
             word = []
-        shown = "".join(c if _has_glyph(c) else _MISSING for c in token.text.removeprefix(" "))
-        if shown:
+        if shown := text.removeprefix(" "):
             word.append((shown, _COLORS[token.kind]))
     if word:
         yield word
