@@ -267,7 +267,7 @@ def _include_problems(config: Config, where: str, experiment: Experiment) -> Ite
     except (KeyError, LTIError):
         return  # said of the data set itself
     if texts and modality != "text":
-        yield f"{where}: got {texts[0]!r}, where {experiment.dataset} is no text; allowed: positions"
+        yield f"{where}: got {texts[0]!r} of what is no text; allowed: positions"
 
 
 def _experiment_problems(config: Config, where: str, experiment: Experiment) -> Iterator[str]:

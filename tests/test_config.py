@@ -462,7 +462,7 @@ def test_included_victims_are_checked_and_are_of_one_kind(values):
         f"{where} 7 more than once; allowed: once",
         f"{where} 5 samples; allowed: up to the number of victims, 4",
         f"{where} -1; allowed: positions of 0 or more",
-        f"{where} 'a text', where photos is no text; allowed: positions",
+        f"{where} 'a text' of what is no text; allowed: positions",
     ]
     change(values, "experiments/small/victims/include", [7])
     change(values, "experiments/other", copy.deepcopy(values["experiments"]["small"]))
