@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from lti.attacks import ATTACKS, Attack
 from lti.attacks.base import as_list
 from lti.data.dataset import DATASETS
+from lti.data.samples import Modality
 from lti.defenses import DEFENSES
 from lti.errors import LTIError
 from lti.fl_models import FL_MODELS
@@ -235,12 +236,17 @@ def _mirror_problems(config: Config, where: str, experiment: Experiment) -> Iter
             )
 
 
+def _modality(config: Config, experiment: Experiment) -> Modality | None:
+    """Return that of the data set; None where its settings are wrong, which is said of itself."""
+    try:
+        return DATASETS.parse(config.datasets.get(experiment.dataset, {})).modality
+    except LTIError:
+        return None
+
+
 def _metric_problems(config: Config, where: str, experiment: Experiment) -> Iterator[str]:
     """Metrics must be known, and compare what the data set holds."""
-    try:
-        modality = DATASETS.parse(config.datasets.get(experiment.dataset, {})).modality
-    except LTIError:
-        modality = None  # said of the data set itself
+    modality = _modality(config, experiment)
     for value in experiment.metrics or ():
         if value not in METRICS or modality in (None, METRICS[value].modality):
             yield from _unknown(where, value, METRICS)
@@ -254,20 +260,15 @@ def _metric_problems(config: Config, where: str, experiment: Experiment) -> Iter
 
 def _include_problems(config: Config, where: str, experiment: Experiment) -> Iterator[str]:
     named, size = experiment.victims.include, experiment.victims.size
-    for value in dict.fromkeys(value for value in named if named.count(value) > 1):
-        yield f"{where}: got {value!r} more than once; allowed: once"
     if len(named) > size:
         yield f"{where}: got {len(named)} samples; allowed: up to the number of victims, {size}"
+    for value in dict.fromkeys(value for value in named if named.count(value) > 1):
+        yield f"{where}: got {value!r} more than once; allowed: once"
     for value in named:
         if isinstance(value, int) and value < 0:
             yield f"{where}: got {value}; allowed: positions of 0 or more"
-    texts = [value for value in named if isinstance(value, str)]
-    try:
-        modality = DATASETS.parse(config.datasets[experiment.dataset]).modality
-    except (KeyError, LTIError):
-        return  # said of the data set itself
-    if texts and modality != "text":
-        yield f"{where}: got {texts[0]!r} of what is no text; allowed: positions"
+        elif isinstance(value, str) and _modality(config, experiment) == "image":
+            yield f"{where}: got {value!r} of what is no text; allowed: positions"
 
 
 def _experiment_problems(config: Config, where: str, experiment: Experiment) -> Iterator[str]:

@@ -459,8 +459,8 @@ def test_included_victims_are_checked_and_are_of_one_kind(values):
         parse_config(values)
     where = "experiments.small.victims.include: got"
     assert str(error.value).splitlines() == [
-        f"{where} 7 more than once; allowed: once",
         f"{where} 5 samples; allowed: up to the number of victims, 4",
+        f"{where} 7 more than once; allowed: once",
         f"{where} -1; allowed: positions of 0 or more",
         f"{where} 'a text' of what is no text; allowed: positions",
     ]
