@@ -126,6 +126,18 @@ def test_a_character_of_several_tokens_belongs_to_the_last():
         "",
         "中",
     ]
+    assert "".join(pieces(BYTE, [first, second])) == "\N{REPLACEMENT CHARACTER}"
+
+
+def test_bytes_of_no_character_are_shown_where_they_are():
+    """A space and the first byte of a character are one token of GPT-2, for example."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    first = BYTE.id_to_token(tokens("中", BYTE)[0])
+    vocabulary = {entry: number for number, entry in enumerate([*alphabet, f"Ġ{first}", "no"])}
+    tokenizer = Tokenizer(models.BPE(vocabulary, [("Ġ", first), ("n", "o")]))
+    tokenizer.decoder = decoders.ByteLevel()
+    both, no = vocabulary[f"Ġ{first}"], vocabulary["no"]
+    assert pieces(tokenizer, [no, both, no]) == ["no", " \N{REPLACEMENT CHARACTER}", "no"]
 
 
 @pytest.mark.parametrize(

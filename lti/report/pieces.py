@@ -28,16 +28,18 @@ def pieces(tokenizer: Tokenizer, tokens: Sequence[int]) -> list[str]:
         tokens: of its vocabulary, special ones included.
     """
     found: list[str] = []
-    done = ""
+    done, pending = "", False
     for end in range(1, len(tokens) + 1):
         text: str = tokenizer.decode(list(tokens[:end]), skip_special_tokens=False)
-        if end < len(tokens):
-            text = text.removesuffix(_REPLACEMENT)  # a character that is not whole yet, perhaps
+        incomplete = end < len(tokens) and text.endswith(_REPLACEMENT)
+        if incomplete:  # bytes of a character that is not whole yet, perhaps
+            text = text[:-1]
         piece = text[len(done) :]
-        if found and not found[-1] and piece.startswith(_REPLACEMENT):
-            found[-1], piece = _REPLACEMENT, piece[1:]  # it never became whole
+        if pending and piece.startswith(_REPLACEMENT):  # those before never became a character
+            found[-1] += _REPLACEMENT
+            piece = piece[1:]
         found.append(piece)
-        done = text
+        done, pending = text, incomplete
     return found
 
 
