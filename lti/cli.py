@@ -11,6 +11,7 @@ from lti.stages.attack import run_attack
 from lti.stages.backbone import fetch_backbone
 from lti.stages.data import prepare_dataset, prepare_tokenizer, select_auxiliary, select_victims
 from lti.stages.draw import draw_reconstructions
+from lti.stages.draw_texts import draw_texts
 from lti.stages.fl_model import draw_fl_model
 from lti.stages.generator import train_generator
 from lti.stages.gradients import compute_gradients, observe
@@ -45,6 +46,7 @@ for stage in (
     summarise_experiment,
     tabulate,
     draw_reconstructions,
+    draw_texts,
 ):
     app.command()(stage)
 

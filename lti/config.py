@@ -48,6 +48,14 @@ class Victims(_Section):
 
     size: int = Field(ge=1, description="Samples.")
     seed: int = Field(0, description="Root seed of the selection and of the defense's draws.")
+    include: list[int | str] = Field(
+        default=[],
+        description=(
+            "Samples that come first, whatever the seed: positions in the source's split or, of a "
+            "text data set, texts that whole samples read as; the others follow in the seed's "
+            "order."
+        ),
+    )
 
 
 class Experiment(_Section):
@@ -67,7 +75,7 @@ class Experiment(_Section):
         description="Metrics, of the data set's modality; null: the usual ones, see "
         "[metrics](metrics.md).",
     )
-    pictured: int = Field(12, ge=1, description="Victims shown in the picture.")
+    pictured: int = Field(12, ge=1, description="Victims shown in the picture or as sentences.")
     picture_seed: int = Field(0, description="Root seed of the choice of the pictured victims.")
 
 
@@ -109,9 +117,9 @@ RULES = {
     *("all", "default", "draw_fl_model", "compute_gradients", "observe", "train_inverter"),
     *("train_generator", "fetch_backbone", "tabulate_metric"),
     *("prepare_tokenizer", "prepare_dataset", "select_auxiliary", "select_victims", "run_attack"),
-    "find_near_copies",
-    *("table1", "table2", "table3", "table_mse", "figure3", "figure4"),
-    *("measure_attack", "summarise_experiment", "draw_reconstructions"),
+    *("table1", "table2", "table3", "table_mse", "figure3", "figure4", "figure5", "figure6"),
+    *("measure_attack", "summarise_experiment", "draw_reconstructions", "draw_texts"),
+    *("find_near_copies", "table_text"),
 }
 """Names that an experiment, which is a rule too, cannot have."""
 
@@ -241,6 +249,14 @@ def _mirror_problems(config: Config, where: str, experiment: Experiment) -> Iter
             )
 
 
+def _modality(config: Config, experiment: Experiment) -> Modality | None:
+    """Return that of the data set; None where its settings are wrong, which is said of itself."""
+    try:
+        return DATASETS.parse(config.datasets.get(experiment.dataset, {})).modality
+    except LTIError:
+        return None
+
+
 def _metric_problems(config: Config, where: str, experiment: Experiment) -> Iterator[str]:
     """Metrics must be known, and compare what the data set holds."""
     modality = _modality(config, experiment)
@@ -253,6 +269,19 @@ def _metric_problems(config: Config, where: str, experiment: Experiment) -> Iter
             f"{where}: got {value!r}, a metric of modality {METRICS[value].modality}, where data "
             f"set {experiment.dataset} is of modality {modality}; allowed: {', '.join(fitting)}"
         )
+
+
+def _include_problems(config: Config, where: str, experiment: Experiment) -> Iterator[str]:
+    named, size = experiment.victims.include, experiment.victims.size
+    if len(named) > size:
+        yield f"{where}: got {len(named)} samples; allowed: up to the number of victims, {size}"
+    for value in dict.fromkeys(value for value in named if named.count(value) > 1):
+        yield f"{where}: got {value!r} more than once; allowed: once"
+    for value in named:
+        if isinstance(value, int) and value < 0:
+            yield f"{where}: got {value}; allowed: positions of 0 or more"
+        elif isinstance(value, str) and _modality(config, experiment) == "image":
+            yield f"{where}: got {value!r} of what is no text; allowed: positions"
 
 
 def _experiment_problems(config: Config, where: str, experiment: Experiment) -> Iterator[str]:
@@ -272,6 +301,7 @@ def _experiment_problems(config: Config, where: str, experiment: Experiment) -> 
                 f"{where}.batch_sizes: got {batch_size}; allowed: 1 to the number of victims, "
                 f"{experiment.victims.size}"
             )
+    yield from _include_problems(config, f"{where}.victims.include", experiment)
     if experiment.pictured > experiment.victims.size:
         yield (
             f"{where}.pictured: got {experiment.pictured}; allowed: 1 to the number of victims, "

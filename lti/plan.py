@@ -84,7 +84,13 @@ class Plan:
                     f"auxiliary set {auxiliary} is asked for with and without mirrored images; "
                     f"expected one of them. Set `mirrored` alike, or use another seed."
                 )
-            self.victims[victims_id(experiment)] = (experiment.dataset, experiment.victims)
+            victims = victims_id(experiment)
+            chosen = (experiment.dataset, experiment.victims)
+            if self.victims.setdefault(victims, chosen) != chosen:
+                raise LTIError(
+                    f"victims {victims} are asked for with and without some that are included; "
+                    f"expected the same. Set `include` alike, or use another seed or size."
+                )
         self._metrics: dict[Cell, list[str]] = {}
         self._batches: dict[tuple[str, str, int, str, str], int] = {}
         for name in config.experiments:

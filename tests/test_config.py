@@ -506,3 +506,25 @@ def test_one_auxiliary_set_cannot_be_both_with_and_without_mirrored_images(value
         Plan(parse_config(values))
     other["auxiliary"]["seed"] = 4
     assert set(Plan(parse_config(values)).auxiliary) == {"photos-n64-s3", "photos-n64-s4"}
+
+
+def test_included_victims_are_checked_and_are_of_one_kind(values):
+    change(values, "experiments/small/victims", {"size": 4, "include": [7, 2]})
+    plan = Plan(parse_config(values))
+    assert plan.victims["photos-n4-s0"][1].include == [7, 2]
+    change(values, "experiments/small/victims/include", [7, 2, 7, -1, "a text"])
+    with pytest.raises(LTIError) as error:
+        parse_config(values)
+    where = "experiments.small.victims.include: got"
+    assert str(error.value).splitlines() == [
+        f"{where} 5 samples; allowed: up to the number of victims, 4",
+        f"{where} 7 more than once; allowed: once",
+        f"{where} -1; allowed: positions of 0 or more",
+        f"{where} 'a text' of what is no text; allowed: positions",
+    ]
+    change(values, "experiments/small/victims/include", [7])
+    change(values, "experiments/other", copy.deepcopy(values["experiments"]["small"]))
+    Plan(parse_config(values))
+    change(values, "experiments/other/victims/include", [])
+    with pytest.raises(LTIError, match="victims photos-n4-s0 are asked for with and without some"):
+        Plan(parse_config(values))

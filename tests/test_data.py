@@ -35,7 +35,8 @@ from lti.data import (
 )
 from lti.data.photos import PHOTOGRAPHS, Photos, patch_rectangles
 from lti.errors import LTIError
-from lti.files import write_arrays
+from lti.files import read_json, write_arrays
+from lti.stages.data import select_victims
 
 MIRROR = Path(os.environ.get("LTI_DATA_MIRROR") or "/nonexistent")
 needs_mirror = pytest.mark.skipif(
@@ -245,6 +246,18 @@ def test_selections_depend_on_seed_and_stream_and_respect_classes():
     assert sorted(some.index) == [i for i in range(200) if i % 5 in (0, 3)]
 
 
+@settings(max_examples=30, deadline=None)
+@given(n=st.integers(1, 40), seed=st.integers(0, 2**40), data=st.data())
+def test_included_samples_come_first_and_move_no_other(n, seed, data):
+    images = numbered(n, start=100)  # the index of a sample is not its position
+    include = data.draw(st.lists(st.integers(100, 99 + n), unique=True))
+    size = data.draw(st.integers(max(1, len(include)), n))
+    found = select(images, size=size, seed=seed, include=include, what="victims").index.tolist()
+    order = select(images, size=n, seed=seed, what="victims").index.tolist()
+    rest = [index for index in order if index not in include]
+    assert found == [*include, *rest][:size]
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -252,6 +265,10 @@ def test_selections_depend_on_seed_and_stream_and_respect_classes():
         ({"size": 11}, "size 11, but there are 10 eligible samples"),
         ({"size": 3, "classes": [1]}, "size 3, but there are 2 eligible"),
         ({"classes": [1, 7]}, "class 7 has no sample here; the labels are 0, 1, 2, 3, 4"),
+        ({"include": [3, 10], "size": 4}, "index 10, which is to be included; .* 10 .* 0 to 9"),
+        ({"include": [3], "classes": [1], "size": 1}, "no eligible sample has the index 3"),
+        ({"include": [3, 5, 3], "size": 4}, "index 3 is to be included more than once"),
+        ({"include": [3, 5]}, "2 samples to include in a selection of 1"),
     ],
 )
 def test_select_names_the_value_that_cannot_be(change, message):
@@ -329,6 +346,22 @@ def test_a_selection_survives_the_disk(tmp_path):
     assert selection.metadata == METADATA
     write_selection(path, images, metadata=METADATA)
     assert read_selection(path).in_distribution is None
+
+
+def test_stage_includes_samples_and_says_so(tmp_path):
+    source, output, card = (tmp_path / name for name in ("part", "victims", "card.json"))
+    write_selection(source, numbered(20), metadata={**METADATA, "size": 20})
+    options = {"source": source, "size": 5, "seed": 2, "output": output, "card": card}
+    select_victims(**options, include="[17, 4]")
+    expected = select(numbered(20), size=5, seed=2, include=[17, 4], what="victims")
+    assert_same(read_selection(output).samples, expected)
+    assert expected.index[:2].tolist() == [17, 4]
+    assert read_json(card)["include"] == [17, 4]
+    select_victims(**options)
+    assert_same(
+        read_selection(output).samples, select(numbered(20), size=5, seed=2, what="victims")
+    )
+    assert "include" not in read_json(card)
 
 
 def test_a_wrong_selection_is_refused(tmp_path):

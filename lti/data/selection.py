@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -13,6 +13,9 @@ from lti.data.samples import KEYS, Samples
 from lti.errors import LTIError
 from lti.files import read_arrays, write_arrays
 from lti.seeding import numpy_generator
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
 
 __all__ = [
     "Selection",
@@ -47,22 +50,27 @@ def select(
     size: int,
     seed: int,
     classes: Sequence[int] | None = None,
+    include: Sequence[int] = (),
     what: str,
 ) -> Samples:
     """Return the first ``size`` of one seeded permutation of the eligible samples.
 
-    A smaller selection is therefore a prefix of every larger one of the same seed.
+    A smaller selection is therefore a prefix of every larger one of the same seed. Samples to
+    include come first; the permutation is the same with them and without.
 
     Args:
         samples: what to choose from.
         size: how many, 1 or more.
         seed: root seed; the stream is ``select/<what>``.
         classes: the eligible labels; all if None.
+        include: indices (:attr:`lti.data.samples.Samples.index`) of samples that come first, in
+            this order.
         what: names the random stream and appears in messages, such as ``"victims"``.
 
     Raises:
-        LTIError: ``size`` is below 1 or above the number of eligible samples, or a class
-            has no sample.
+        LTIError: ``size`` is below 1 or above the number of eligible samples, a class has no
+            sample, or an index to include is named twice, is that of no eligible sample, or
+            has no place within ``size``.
     """
     if size < 1:
         raise LTIError(f"{what}: size {size}; expected 1 or more. Ask for at least one sample.")
@@ -82,8 +90,36 @@ def select(
             f"{what}: size {size}, but there are {len(eligible)} eligible samples. "
             f"Ask for at most {len(eligible)} or allow more classes."
         )
-    order = numpy_generator(seed, "select", what).permutation(len(eligible))
-    return samples.take(eligible[order[:size]])
+    order = eligible[numpy_generator(seed, "select", what).permutation(len(eligible))]
+    first = _positions(samples.index[eligible], include, size=size, what=what)
+    first = eligible[first]
+    order = np.concatenate([first, order[~np.isin(order, first)]])
+    return samples.take(order[:size])
+
+
+def _positions(
+    index: np.ndarray, include: Sequence[int], *, size: int, what: str
+) -> npt.NDArray[np.intp]:
+    """Return where in ``index`` the indices to include are."""
+    if len(include) > size:
+        raise LTIError(
+            f"{what}: {len(include)} samples to include in a selection of {size}; expected at "
+            f"most {size}. Include fewer or ask for more samples."
+        )
+    if twice := [value for value in include if list(include).count(value) > 1]:
+        raise LTIError(
+            f"{what}: index {twice[0]} is to be included more than once; expected every index "
+            f"once. Name it once."
+        )
+    place = {int(value): position for position, value in enumerate(index)}
+    for value in include:
+        if value not in place:
+            raise LTIError(
+                f"{what}: no eligible sample has the index {value}, which is to be included; "
+                f"expected one of {len(place)} indices from {min(place)} to {max(place)}. Correct "
+                f"`include`."
+            )
+    return np.array([place[value] for value in include], dtype=np.intp)
 
 
 def mix(

@@ -13,10 +13,10 @@ from lti.files import atomic_path
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["DPI", "FAINT", "INK", "check_suffix", "drawing_style", "save_figure"]
+__all__ = ["DPI", "FAINT", "INK", "WRONG", "check_suffix", "drawing_style", "save_figure"]
 
 DPI = 200
-INK, FAINT = "#222222", "#6B6B6B"
+INK, FAINT, WRONG = "#222222", "#6B6B6B", "#B3261E"
 # No time stamps and no versions: equal figures give equal bytes.
 _METADATA: Mapping[str, dict[str, None]] = {
     ".png": {"Software": None},

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
-from lti.stages.options import Log, Output, parse_json
+from lti.stages.options import Log, Output, parse_json, parse_json_list
 
 if TYPE_CHECKING:
     import numpy as np
@@ -89,24 +89,67 @@ def select_auxiliary(
 
 
 def select_victims(
-    *, source: Source, size: Size, seed: Seed, output: Output, card: Output, log: Log = None
+    *,
+    source: Source,
+    size: Size,
+    seed: Seed,
+    include: Annotated[
+        str, typer.Option(help="JSON list of the samples that come first: positions or texts.")
+    ] = "[]",
+    tokenizer: Annotated[
+        Path | None, typer.Option(help="The data set's tokenizer, for texts to include.")
+    ] = None,
+    output: Output,
+    card: Output,
+    log: Log = None,
 ) -> None:
-    """Draw the victims: the first ``size`` of a seeded permutation."""
-    _select(source, size=size, seed=seed, output=output, card=card, log=log, what="victims")
+    """Draw the victims: those to include, then the first of a seeded permutation."""
+    _select(
+        source,
+        size=size,
+        seed=seed,
+        include=include,
+        tokenizer=tokenizer,
+        output=output,
+        card=card,
+        log=log,
+        what="victims",
+    )
 
 
 def _select(
-    source: Path, *, size: int, seed: int, output: Path, card: Path, log: Path | None, what: str
+    source: Path,
+    *,
+    size: int,
+    seed: int,
+    include: str = "[]",
+    tokenizer: Path | None = None,
+    output: Path,
+    card: Path,
+    log: Path | None,
+    what: str,
 ) -> None:
     import numpy as np
 
+    from lti.data.find import indices_of
     from lti.data.selection import read_selection, select
+    from lti.data.tokenizer import read_tokenizer
     from lti.progress import Progress
 
     prepared = read_selection(source)
-    samples = select(prepared.samples, size=size, seed=seed, what=what)
+    words = None
+    if tokenizer is not None:
+        words = read_tokenizer(tokenizer, prepared.metadata.get("text"))
+    first = indices_of(
+        prepared.samples,
+        parse_json_list(include, option="include"),
+        tokenizer=words,
+    )
+    samples = select(prepared.samples, size=size, seed=seed, include=first, what=what)
     flags = np.ones(size, dtype=bool) if what == "auxiliary" else None
     metadata = {**prepared.metadata, "seed": seed, "size": size}
+    if first:
+        metadata["include"] = first
     _write(output, card, samples, metadata, in_distribution=flags)
     Progress(f"{what} {metadata['dataset']}", log=log).say(
         f"{size:,} of {len(prepared.samples):,} samples"

@@ -10,7 +10,7 @@ import typer
 
 from lti.errors import LTIError
 
-__all__ = ["Gpus", "Log", "Output", "Threads", "parse_json"]
+__all__ = ["Gpus", "Log", "Output", "Threads", "parse_json", "parse_json_list"]
 
 Output = Annotated[Path, typer.Option(help="File to write.")]
 Log = Annotated[Path | None, typer.Option(help="File for the progress lines.")]
@@ -30,4 +30,19 @@ def parse_json(text: str, *, option: str) -> dict[str, Any]:
         raise LTIError(f"--{option}: got {text!r}; expected a JSON object ({error})") from None
     if not isinstance(value, dict):
         raise LTIError(f"--{option}: got {text!r}; expected a JSON object")
+    return value
+
+
+def parse_json_list(text: str, *, option: str) -> list[Any]:
+    """Return the JSON list that an option holds.
+
+    Raises:
+        LTIError: it is not a JSON list.
+    """
+    try:
+        value = json.loads(text)
+    except ValueError as error:
+        raise LTIError(f"--{option}: got {text!r}; expected a JSON list ({error})") from None
+    if not isinstance(value, list):
+        raise LTIError(f"--{option}: got {text!r}; expected a JSON list")
     return value

@@ -70,6 +70,7 @@ rule select_victims:
     input:
         source=source_of_victims(".safetensors"),
         card=source_of_victims(".json"),
+        tokenizer=tokenizer_of_included,
         code=source_files("data"),
     output:
         data=f"{VICTIMS}.safetensors",
@@ -81,9 +82,15 @@ rule select_victims:
     params:
         size=lambda wildcards: PLAN.victims[wildcards.victims][1].size,
         seed=lambda wildcards: PLAN.victims[wildcards.victims][1].seed,
+        include=lambda wildcards: canonical_json(
+            PLAN.victims[wildcards.victims][1].include
+        ),
+        tokenizer=lambda wildcards, input: [
+            f"--tokenizer {path}" for path in input.tokenizer
+        ],
     shell:
         "lti select-victims --source {input.source} --size {params.size} --seed {params.seed}"
-        " --output {output.data} --card {output.card} --log {log}"
+        " --include {params.include:q} {params.tokenizer} --output {output.data} --card {output.card} --log {log}"
 
 
 rule find_near_copies:

@@ -25,6 +25,14 @@ def source_of_victims(suffix):
     )
 
 
+def tokenizer_of_included(wildcards):
+    """What finds victims that are included by their text; nothing where none are."""
+    dataset, victims = PLAN.victims[wildcards.victims]
+    if any(isinstance(entry, str) for entry in victims.include):
+        return [TOKENIZER.format(dataset=dataset)]
+    return []
+
+
 def fl_model_for(suffix, dataset_of):
     """The FL model drawn for the data set behind a wildcard."""
     return lambda wildcards: fill(
@@ -250,6 +258,13 @@ def picture_file(experiment, fl_model):
     return f"{RESULTS}/experiments/{experiment}/reconstructions.{fl_model}.png"
 
 
+def text_files(experiment, fl_model):
+    return [
+        f"{RESULTS}/experiments/{experiment}/texts.{fl_model}.{suffix}"
+        for suffix in ("html", "pdf", "png")
+    ]
+
+
 def results_of(experiment):
     return [
         *(
@@ -265,6 +280,12 @@ def results_of(experiment):
             picture_file(experiment, fl_model)
             for fl_model in PLAN.experiment(experiment).fl_models
             if PLAN.modality_of(experiment) == "image"
+        ),
+        *(
+            path
+            for fl_model in PLAN.experiment(experiment).fl_models
+            if PLAN.modality_of(experiment) == "text"
+            for path in text_files(experiment, fl_model)
         ),
     ]
 

@@ -145,3 +145,53 @@ rule draw_reconstructions:
     shell:
         "lti draw-reconstructions --victims {input.victims} {params.reconstructions}"
         " --count {params.shown} --seed {params.seed} --output {output} --log {log}"
+
+
+rule draw_texts:
+    input:
+        victims=victims_of_experiment(".safetensors"),
+        victims_card=victims_of_experiment(".json"),
+        tokenizer=lambda wildcards: TOKENIZER.format(
+            dataset=PLAN.experiment(wildcards.experiment).dataset
+        ),
+        fl_model_card=fl_model_for(
+            ".json", lambda wildcards: PLAN.experiment(wildcards.experiment).dataset
+        ),
+        reconstructions=pictured(".safetensors"),
+        reconstructions_cards=pictured(".json"),
+        code=source_files("draw_texts"),
+    output:
+        html=report(
+            f"{EXPERIMENT}/texts.{{fl_model}}.html",
+            caption="../report/texts.rst",
+            category="{experiment}",
+            labels={"result": "sentences, {fl_model} (page)"},
+        ),
+        pdf=report(
+            f"{EXPERIMENT}/texts.{{fl_model}}.pdf",
+            caption="../report/texts.rst",
+            category="{experiment}",
+            labels={"result": "sentences, {fl_model} (PDF)"},
+        ),
+        png=report(
+            f"{EXPERIMENT}/texts.{{fl_model}}.png",
+            caption="../report/texts.rst",
+            category="{experiment}",
+            labels={"result": "sentences, {fl_model}"},
+        ),
+    log:
+        "logs/draw_texts/{experiment}.{fl_model}.log",
+    conda:
+        "../../envs/lti.yaml"
+    params:
+        title=lambda wildcards: PLAN.experiment(wildcards.experiment).title,
+        reconstructions=lambda wildcards, input: [
+            f"--reconstructions {path}" for path in input.reconstructions
+        ],
+        shown=lambda wildcards: PLAN.experiment(wildcards.experiment).pictured,
+        seed=lambda wildcards: PLAN.experiment(wildcards.experiment).picture_seed,
+    shell:
+        "lti draw-texts --victims {input.victims} --tokenizer {input.tokenizer}"
+        " --fl-model-card {input.fl_model_card} {params.reconstructions} --title {params.title:q}"
+        " --count {params.shown} --seed {params.seed} --html {output.html} --pdf {output.pdf}"
+        " --png {output.png} --log {log}"

@@ -45,6 +45,23 @@ if "vision" in PLAN.config.experiments:
                     picture_file("vision", fl_model),
 
 
+# Its sentences, from the experiments on the data sets that they are of.
+PAPER_TEXTS = {"figure5": "language_cola", "figure6": "language_wikitext"}
+
+for target, experiment in PAPER_TEXTS.items():
+    if experiment in PLAN.config.experiments:
+
+        rule:
+            name:
+                target
+            input:
+                [
+                    path
+                    for fl_model in PLAN.experiment(experiment).fl_models
+                    for path in text_files(experiment, fl_model)
+                ],
+
+
 onsuccess:
     requested = {str(target) for target in workflow.dag_settings.targets}
     for experiment in PLAN.config.experiments:
