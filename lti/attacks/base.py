@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from pydantic import Field, ValidationError, model_validator
 
 from lti.errors import LTIError
+from lti.fl_models import attacked
 from lti.registry import Registry, Settings, describe_validation_error, described
 
 if TYPE_CHECKING:
@@ -52,7 +53,7 @@ class Observations:
         Raises:
             LTIError: a gradient of another model, or labels of another batch size.
         """
-        parameters = sum(p.numel() for p in self.network.parameters())
+        parameters = sum(p.numel() for p in attacked(self.model, self.network).values())
         if self.gradient.ndim != 2 or self.gradient.shape[1] != parameters:
             raise LTIError(
                 f"observations have shape {tuple(self.gradient.shape)}; expected (n, {parameters}) "

@@ -11,7 +11,7 @@ from pydantic import Field
 
 from lti.attacks.base import ATTACKS, Attack, Observations, Reconstruction
 from lti.errors import LTIError
-from lti.fl_models import network_digest
+from lti.fl_models import attacked, network_digest
 
 if TYPE_CHECKING:
     import torch
@@ -236,7 +236,7 @@ def _project(store: GradientStore, observations: Observations) -> torch.Tensor:
     from lti.gradients.layout import ParameterLayout
     from lti.projections import PROJECTIONS
 
-    layout = ParameterLayout.of(observations.network)
+    layout = ParameterLayout.of(attacked(observations.model, observations.network))
     projection = PROJECTIONS.parse(store.attributes["projection"], where=str(store.path))
     if projection.name == "identity":
         return observations.gradient  # no copy
