@@ -130,6 +130,7 @@ FL_MODELS: Registry[FLModel] = Registry(
     modules={
         "lenet": "lti.fl_models.lenet",
         "resnet20": "lti.fl_models.resnet20",
+        "transformer3": "lti.fl_models.transformer3",
     },
 )
 
