@@ -128,6 +128,7 @@ class FLModel(Settings):
 FL_MODELS: Registry[FLModel] = Registry(
     "fl_models",
     modules={
+        "bert": "lti.fl_models.bert",
         "lenet": "lti.fl_models.lenet",
         "resnet20": "lti.fl_models.resnet20",
         "transformer3": "lti.fl_models.transformer3",

@@ -1,8 +1,4 @@
-"""A small transformer over tokens (Vaswani et al. 2017), written for per-sample gradients.
-
-Attention is plain arithmetic: the fused kernels have no second derivative, which gradient
-matching needs, and the fast path of torch's own layers does not go with ``vmap``.
-"""
+"""A small transformer over tokens (Vaswani et al. 2017)."""
 
 from __future__ import annotations
 
@@ -12,6 +8,8 @@ from typing import cast
 import torch
 from torch import nn
 from torch.nn import functional
+
+from lti.fl_models.layers import LayerNorm, attention
 
 __all__ = ["Transformer"]
 
@@ -27,15 +25,14 @@ class _Attention(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Map ``(b, T, d)`` to ``(b, T, d)``."""
-        # Three of (b, heads, T, d / heads).
-        parts = self.qkv(x).unflatten(-1, (3, self.heads, -1)).movedim(-3, 0).transpose(-2, -3)
-        query, key, value = parts.unbind(0)
-        score = query @ key.transpose(-1, -2) / math.sqrt(query.shape[-1])
-        if self.causal:
-            later = torch.ones(score.shape[-2:], dtype=torch.bool, device=x.device).triu(1)
-            score = score.masked_fill(later, -torch.inf)
-        mixed = score.softmax(dim=-1) @ value
-        return self.output(mixed.transpose(-2, -3).flatten(-2))
+        later = torch.ones(2 * x.shape[-2:-1], dtype=torch.bool, device=x.device).triu(1)
+        return self.output(
+            attention(
+                *self.qkv(x).chunk(3, dim=-1),
+                heads=self.heads,
+                hidden=later if self.causal else None,
+            )
+        )
 
 
 class _Layer(nn.Module):
@@ -46,8 +43,8 @@ class _Layer(nn.Module):
         self.attention = _Attention(width, heads, causal=causal)
         self.linear1 = nn.Linear(width, feed_forward)
         self.linear2 = nn.Linear(feed_forward, width)
-        self.norm1 = nn.LayerNorm(width)
-        self.norm2 = nn.LayerNorm(width)
+        self.norm1 = LayerNorm(width)
+        self.norm2 = LayerNorm(width)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Map ``(b, T, d)`` to ``(b, T, d)``."""
