@@ -257,11 +257,12 @@ def test_blocks_are_even_and_cover_the_range(start, size, most):
     assert len(blocks) == -(-size // most)
 
 
-def test_a_block_and_the_parts_that_it_is_joined_from_stay_below_64_mib():
+def test_blocks_are_bounded():
     assert block_rows(269_722) == 31 and block_rows(15_826) == 530
-    for parameters in (1, 15_826, 269_722, 1_100_832):
-        assert 2 * 4 * parameters * block_rows(parameters) <= 64 * 2**20
-    assert block_rows(100_000_000) == 1
+    assert block_rows(1_100_832) == block_rows(3_357_442) == 8
+    for parameters in (1, 15_826, 269_722, 1_100_832, 3_357_442, 30_000_000):
+        assert 4 * parameters * block_rows(parameters) <= 128 * 2**20
+    assert block_rows(86_042_882) == 1
 
 
 @pytest.fixture
@@ -284,6 +285,7 @@ def computed(monkeypatch):
     for name in ("per_sample_gradient_function", "per_sample_parts_function"):
         monkeypatch.setattr(per_sample, name, spied(getattr(per_sample, name)))
     monkeypatch.setattr(per_sample, "BLOCK_BYTES", 2 * 4 * 15_826)
+    monkeypatch.setattr(per_sample, "FEW", 1)
     return sizes
 
 

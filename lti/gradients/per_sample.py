@@ -34,15 +34,19 @@ PartsFunction: TypeAlias = "Callable[[torch.Tensor, torch.Tensor], dict[str, tor
 
 # Of float32 gradients computed at once. While they are joined to rows they exist twice.
 BLOCK_BYTES = 32 * 2**20
+# A few at once pay though they are large.
+FEW, FEW_BYTES = 8, 128 * 2**20
 
 
 def block_rows(parameters: int) -> int:
     """Return how many gradients of ``parameters`` coordinates to compute at once.
 
     More bring little: on one thread 31 ResNet20 gradients at once came at 214 a second, 62
-    at 221, 7 at 105; 530 LeNet gradients at 6,500, 1,060 at 6,800.
+    at 221, 7 at 105; 530 LeNet gradients at 6,500, 1,060 at 6,800; 8 of a small BERT
+    (3,357,442 coordinates) at 76, 16 at 81, 2 at 47.
     """
-    return max(1, BLOCK_BYTES // (4 * parameters))
+    size = 4 * parameters
+    return max(1, BLOCK_BYTES // size, min(FEW, FEW_BYTES // size))
 
 
 def even_blocks(start: int, stop: int, most: int) -> Iterator[tuple[int, int]]:
