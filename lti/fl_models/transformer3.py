@@ -23,7 +23,8 @@ POSITIONS = 1024
 
 
 @FL_MODELS.register(
-    "transformer3", source="Wu et al. 2023, public code; Wang et al. 2021, section 4.3.4"
+    "transformer3",
+    source="Wu et al. 2023, public code; Wang et al. 2021, A Field Guide to Federated Optimization",
 )
 class Transformer3(FLModel):
     """A transformer of three layers that predicts the next token, untrained.
