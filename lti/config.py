@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from lti.attacks import ATTACKS, Attack
 from lti.attacks.base import as_list
 from lti.data.dataset import DATASETS
+from lti.data.samples import Modality
 from lti.defenses import DEFENSES
 from lti.errors import LTIError
 from lti.fl_models import FL_MODELS
@@ -227,12 +228,33 @@ def _mirror_problems(config: Config, where: str, experiment: Experiment) -> Iter
             )
 
 
+def _modality(config: Config, experiment: Experiment) -> Modality | None:
+    """Return the modality of an experiment's data set; None if that is wrong itself."""
+    try:
+        return DATASETS.parse(config.datasets.get(experiment.dataset, {})).modality
+    except LTIError:
+        return None
+
+
+def _fl_model_problems(config: Config, where: str, experiment: Experiment) -> Iterator[str]:
+    """FL models must be known, and take what the data set holds."""
+    modality = _modality(config, experiment)
+    for value in experiment.fl_models:
+        yield from _unknown(where, value, config.fl_models)
+        try:
+            taken = FL_MODELS.parse(config.fl_models.get(value, {})).modality
+        except LTIError:
+            continue  # said of the FL model itself
+        if modality not in (None, taken):
+            yield (
+                f"{where}: got {value!r}, which takes samples of modality {taken}, where data set "
+                f"{experiment.dataset} is of modality {modality}; allowed: one for {modality}"
+            )
+
+
 def _metric_problems(config: Config, where: str, experiment: Experiment) -> Iterator[str]:
     """Metrics must be known, and compare what the data set holds."""
-    try:
-        modality = DATASETS.parse(config.datasets.get(experiment.dataset, {})).modality
-    except LTIError:
-        modality = None  # said of the data set itself
+    modality = _modality(config, experiment)
     for value in experiment.metrics or ():
         if value not in METRICS or modality in (None, METRICS[value].modality):
             yield from _unknown(where, value, METRICS)
@@ -250,9 +272,10 @@ def _experiment_problems(config: Config, where: str, experiment: Experiment) -> 
         values = getattr(experiment, axis) or []
         for value in dict.fromkeys(value for value in values if values.count(value) > 1):
             yield f"{where}.{axis}: got {value!r} more than once; allowed: once"
-    for axis in ("fl_models", "defenses", "attacks"):
+    for axis in ("defenses", "attacks"):
         for value in getattr(experiment, axis):
             yield from _unknown(f"{where}.{axis}", value, getattr(config, axis))
+    yield from _fl_model_problems(config, f"{where}.fl_models", experiment)
     yield from _metric_problems(config, f"{where}.metrics", experiment)
     yield from _mirror_problems(config, where, experiment)
     for batch_size in experiment.batch_sizes:
