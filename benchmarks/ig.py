@@ -19,7 +19,7 @@ import torch
 from lti.attacks import ATTACKS, Observations
 from lti.compute import Compute, acquire
 from lti.defenses import DEFENSES
-from lti.fl_models import FL_MODELS
+from lti.fl_models import FL_MODELS, FLTask
 from lti.gradients.per_sample import per_sample_gradient_function
 from lti.progress import Progress
 from lti.projections import PROJECTIONS
@@ -30,7 +30,7 @@ SETTINGS = {"prune": {"rate": 0.99}, "gauss": {"sigma": 0.1}}
 def observe(defense_name: str, victims: int, compute: Compute) -> Observations:
     """Return what a server would receive of random images."""
     model = FL_MODELS.parse({"use": "lenet"})
-    network = model.build(10)
+    network = model.build(FLTask(classes=10))
     draw = torch.Generator().manual_seed(0)
     image = torch.rand(victims, 3, 32, 32, generator=draw)
     label = torch.randint(10, (victims,), generator=draw)

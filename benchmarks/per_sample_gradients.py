@@ -16,7 +16,7 @@ from collections.abc import Callable
 import torch
 
 from lti.compute import Compute, acquire
-from lti.fl_models import FL_MODELS, FLModel
+from lti.fl_models import FL_MODELS, FLModel, FLTask
 from lti.gradients.per_sample import block_rows, per_sample_gradient_function
 
 
@@ -51,7 +51,7 @@ def compare(name: str, options: argparse.Namespace, compute: Compute) -> None:
     """Measure one FL model and print."""
     device = compute.device
     model = FL_MODELS.parse({"use": name})
-    network = model.build(10).to(device)
+    network = model.build(FLTask(classes=10)).to(device)
     dim = sum(parameter.numel() for parameter in network.parameters())
     at_once = options.at_once or block_rows(dim)
     n = options.samples or 4 * at_once

@@ -26,7 +26,7 @@ from lti.compute import Compute, acquire
 from lti.data.dataset import DATASETS
 from lti.data.samples import to_float
 from lti.defenses import DEFENSES
-from lti.fl_models import FL_MODELS
+from lti.fl_models import FL_MODELS, FLTask, attacked
 from lti.gradients.layout import ParameterLayout
 from lti.gradients.per_sample import per_sample_gradient_function
 from lti.gradients.store import StoreSettings, write_store
@@ -48,8 +48,8 @@ def auxiliary_data(
     image = torch.from_numpy(images.value)[index]
     label = torch.from_numpy(images.label)[index].to(compute.device)
     model = FL_MODELS.parse({"use": "lenet"})
-    network = model.build(10).to(compute.device)
-    layout = ParameterLayout.of(network)
+    network = model.build(FLTask(classes=10)).to(compute.device)
+    layout = ParameterLayout.of(attacked(model, network))
     gradients = per_sample_gradient_function(model, network)
     defense = DEFENSES.parse({"use": defense_name, **SETTINGS.get(defense_name, {})})
 

@@ -120,6 +120,8 @@ def _yaml(value: Any) -> str:
         return f"[{', '.join(map(_yaml, value))}]"
     if isinstance(value, dict):
         return f"{{{', '.join(f'{key}: {_yaml(part)}' for key, part in value.items())}}}"
+    if value == "*":  # means something else in YAML
+        return f'"{value}"'
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 

@@ -249,12 +249,20 @@ def _mirror_problems(config: Config, where: str, experiment: Experiment) -> Iter
             )
 
 
-def _modality(config: Config, experiment: Experiment) -> Modality | None:
-    """Return that of the data set; None where its settings are wrong, which is said of itself."""
-    try:
-        return DATASETS.parse(config.datasets.get(experiment.dataset, {})).modality
-    except LTIError:
-        return None
+def _fl_model_problems(config: Config, where: str, experiment: Experiment) -> Iterator[str]:
+    """FL models must be known, and take what the data set holds."""
+    modality = _modality(config, experiment)
+    for value in experiment.fl_models:
+        yield from _unknown(where, value, config.fl_models)
+        try:
+            taken = FL_MODELS.parse(config.fl_models.get(value, {})).modality
+        except LTIError:
+            continue  # said of the FL model itself
+        if modality not in (None, taken):
+            yield (
+                f"{where}: got {value!r}, which takes samples of modality {taken}, where data set "
+                f"{experiment.dataset} is of modality {modality}; allowed: one for {modality}"
+            )
 
 
 def _metric_problems(config: Config, where: str, experiment: Experiment) -> Iterator[str]:
@@ -290,9 +298,10 @@ def _experiment_problems(config: Config, where: str, experiment: Experiment) -> 
         values = getattr(experiment, axis) or []
         for value in dict.fromkeys(value for value in values if values.count(value) > 1):
             yield f"{where}.{axis}: got {value!r} more than once; allowed: once"
-    for axis in ("fl_models", "defenses", "attacks"):
+    for axis in ("defenses", "attacks"):
         for value in getattr(experiment, axis):
             yield from _unknown(f"{where}.{axis}", value, getattr(config, axis))
+    yield from _fl_model_problems(config, f"{where}.fl_models", experiment)
     yield from _metric_problems(config, f"{where}.metrics", experiment)
     yield from _mirror_problems(config, where, experiment)
     for batch_size in experiment.batch_sizes:

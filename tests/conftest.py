@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from lti.fl_models import FL_MODELS, FLModel
+from lti.fl_models import FL_MODELS, FLModel, FLTask
 
 torch.set_num_threads(1)
 
@@ -23,7 +23,7 @@ class Lenet(NamedTuple):
 @pytest.fixture(scope="session")
 def lenet() -> Lenet:
     model = FL_MODELS["lenet"](seed=0)
-    return Lenet(model, model.build(10).requires_grad_(False))
+    return Lenet(model, model.build(FLTask(10)).requires_grad_(False))
 
 
 @pytest.fixture(scope="session")

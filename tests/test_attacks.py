@@ -23,7 +23,7 @@ from lti.checkpoint import Checkpoint
 from lti.compute import Compute
 from lti.defenses import DEFENSES
 from lti.errors import LTIError
-from lti.fl_models import FL_MODELS, FLModel, network_digest
+from lti.fl_models import FL_MODELS, FLModel, FLTask, network_digest
 from lti.generators import GENERATORS
 from lti.generators.trained import TrainedGenerator
 from lti.gradients.per_sample import group_gradient_function, per_sample_gradient_function
@@ -133,8 +133,11 @@ def test_nonzero_cosine_distance_by_hand():
 class Products(FLModel):
     """Loss x . w with w in R^2: a sample's gradient is the sample itself."""
 
-    def build(self, num_classes: int) -> nn.Module:
-        return nn.Linear(2, 1, bias=False).eval()
+    def architecture(self, task: FLTask) -> nn.Module:
+        return nn.Linear(2, 1, bias=False)
+
+    def initialise(self, network: nn.Module) -> dict:
+        return {}
 
     def loss(self, output: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
         return output.mean()
@@ -146,7 +149,7 @@ def value(defense: str, dummy: list, observed: list, at: str = "sample") -> floa
     x = torch.tensor([dummy])
     objective = matching_objective(
         model,
-        model.build(1),
+        model.build(FLTask(1)),
         defense=DEFENSES[defense](defense_at=at),
         batch_size=len(dummy),
     )
@@ -193,7 +196,7 @@ def test_other_gradients_are_compared_by_the_cosine_of_the_mean(defense):
 @pytest.mark.parametrize("name", ["lenet", "resnet20"])
 def test_a_groups_gradient_is_the_mean_of_its_samples(name, images):
     model = FL_MODELS[name](seed=0)
-    network = model.build(10).requires_grad_(False)
+    network = model.build(FLTask(10)).requires_grad_(False)
     x, label = images[0].view(2, 3, 3, 32, 32), images[1].view(2, 3)
     groups = group_gradient_function(model, network)(x, label)
     each = per_sample_gradient_function(model, network)(*images).view(2, 3, -1)
@@ -203,7 +206,7 @@ def test_a_groups_gradient_is_the_mean_of_its_samples(name, images):
 
 
 def test_matching_refuses_a_network_in_training_mode(lenet):
-    network = lenet.model.build(10).train()
+    network = lenet.model.build(FLTask(10)).train()
     with pytest.raises(LTIError, match="training mode"):
         group_gradient_function(lenet.model, network)
 

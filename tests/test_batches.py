@@ -15,6 +15,7 @@ from lti.checkpoint import Checkpoint
 from lti.compute import Compute
 from lti.defenses import DEFENSES
 from lti.errors import LTIError
+from lti.fl_models import attacked
 from lti.gradients.layout import ParameterLayout
 from lti.gradients.per_sample import per_sample_gradient_function
 from lti.gradients.store import StoreSettings, write_store
@@ -115,7 +116,7 @@ def test_the_inputs_of_distinct_labels_are_found():
     sample = 0.3 * torch.randn(500, 30, generator=stream(2))
     head = ClassifierHead.of(network, sample, 6)
     assert head is not None
-    layout = ParameterLayout.of(network)
+    layout = ParameterLayout.of(dict(network.named_parameters()))
     (block,) = layout.linear_blocks()
     values, seen = separate(gradient, label, block=block, head=head, ridge=1e-6)
     assert values.shape == (20, 3, 2 * 30 + 6 + 2) and seen.shape == (20, 3, 30)
@@ -137,7 +138,7 @@ def test_samples_of_one_label_get_their_mean():
     label = torch.tensor([[2, 2, 5]])
     network, v, gradient = head_gradients(label)
     head = ClassifierHead.of(network, 0.3 * torch.randn(500, 30, generator=stream(2)), 6)
-    (block,) = ParameterLayout.of(network).linear_blocks()
+    (block,) = ParameterLayout.of(dict(network.named_parameters())).linear_blocks()
     values, _ = separate(gradient, label, block=block, head=head, ridge=1e-4)
     torch.testing.assert_close(values[0, 0], values[0, 1], rtol=1e-3, atol=1e-4)
     expected = v[0, :2].mean(dim=0) - head.mean
@@ -203,7 +204,7 @@ def auxiliary(lenet, images, tmp_path_factory):
             classes=10,
             views=1,
             defense=defense,
-            layout=ParameterLayout.of(lenet.network),
+            layout=ParameterLayout.of(attacked(*lenet)),
             batch_size=BATCH,
             network=lenet.network,
         )

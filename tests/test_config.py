@@ -98,7 +98,17 @@ def test_the_shipped_configuration_is_valid():
         ("store", {"chunk_mib": 99}, r"store\.chunk_mib: got 99; .*less than or equal to 16"),
         ("datasets/photos", 3, r"datasets\.photos: got 3; .*dict"),
         ("datasets/photos", {}, r"datasets\.photos: no key 'use'; .*cifar10, cola, photos"),
-        ("fl_models/lenet/use", "vgg", r"unknown name 'vgg' in fl_models; known: lenet"),
+        ("fl_models/lenet/use", "vgg", r"unknown name 'vgg' in fl_models; known: bert, lenet"),
+        (
+            "fl_models/text",
+            {"use": "bert", "heads": 5},
+            r"fl_models\.text\.heads: got 5; allowed: divisors of the width, 768",
+        ),
+        (
+            "fl_models/lenet",
+            {"use": "transformer3"},
+            r"small\.fl_models: got 'lenet', which takes samples of modality text, where",
+        ),
         ("fl_models/lenet/seed", "x", r"fl_models\.lenet\.seed: got 'x'; .*integer"),
         ("defenses/gauss/sigma", 0, r"defenses\.gauss\.sigma: got 0; .*greater than 0"),
         ("defenses/gauss/sgma", 1, r"gauss\.sgma: unknown key \(value 1\); .*: defense_at, sigma"),

@@ -24,7 +24,7 @@ from lti.data import Samples
 from lti.data.selection import write_selection
 from lti.defenses import DEFENSES
 from lti.errors import LTIError
-from lti.fl_models import FL_MODELS, save_fl_model
+from lti.fl_models import FL_MODELS, FLTask, save_fl_model
 from lti.gradients.per_sample import per_sample_gradient_function
 from lti.gradients.store import GradientStore
 from lti.modules import source_files
@@ -112,7 +112,7 @@ def test_example_defense_is_found_and_configured(example: Path) -> None:
 def test_example_defense_defends_gradients(example: Path) -> None:
     defense = Plan(parse_config(example_config())).defenses["clip-gauss"]
     model = FL_MODELS.parse({"use": "lenet"})
-    gradients = per_sample_gradient_function(model, model.build(10))
+    gradients = per_sample_gradient_function(model, model.build(FLTask(10)))
     image = torch.rand(3, 3, 32, 32, generator=torch_generator(0, "test"))
     gradient = gradients(image, torch.tensor([1, 2, 3])) * torch.tensor([[1e-3], [1.0], [10.0]])
     clipped = defense.deterministic(gradient)
@@ -152,7 +152,7 @@ def test_example_defense_acts_on_samples_or_on_the_mean(
     facts = {"dataset": "test", "part": "victims", "seed": 0, "size": 4, "class_names": []}
     write_selection(victims, Samples(image, label, np.arange(4)), metadata=facts)
     model = FL_MODELS.parse({"use": "lenet"})
-    save_fl_model(fl_model, tmp_path / "lenet.json", model, 10)
+    save_fl_model(fl_model, tmp_path / "lenet.json", model, FLTask(10))
     output, manifest = tmp_path / "observed.zarr", tmp_path / "observed.manifest.json"
     observe(
         victims=victims,
@@ -162,7 +162,7 @@ def test_example_defense_acts_on_samples_or_on_the_mean(
         output=output,
         manifest=manifest,
     )
-    gradients = per_sample_gradient_function(model, model.build(10))
+    gradients = per_sample_gradient_function(model, model.build(FLTask(10)))
     each = gradients(torch.from_numpy(image) / 255, torch.from_numpy(label))
     each = each.unflatten(0, (2, 2))
 

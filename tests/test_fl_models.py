@@ -9,7 +9,14 @@ import torch
 from torch.nn import functional
 
 from lti.files import read_json
-from lti.fl_models import FL_MODELS, load_fl_model, network_digest, save_fl_model
+from lti.fl_models import (
+    FL_MODELS,
+    FLTask,
+    attacked,
+    load_fl_model,
+    network_digest,
+    save_fl_model,
+)
 from lti.gradients.layout import ParameterLayout
 from lti.gradients.per_sample import per_sample_gradient_function
 
@@ -23,7 +30,7 @@ def model():
 
 @pytest.fixture(scope="module")
 def network(model):
-    return model.build(10).requires_grad_(False)
+    return model.build(FLTask(10)).requires_grad_(False)
 
 
 def by_hand(state: dict[str, torch.Tensor], x: torch.Tensor) -> torch.Tensor:
@@ -64,14 +71,14 @@ def single_gradient(state, x: torch.Tensor, label: torch.Tensor) -> torch.Tensor
 
 
 def test_resnet20_has_the_papers_size(model, network):
-    layout = ParameterLayout.of(network)
+    layout = ParameterLayout.of(attacked(model, network))
     assert layout.total == 269_722
     shapes = dict(zip(layout.names, layout.shapes, strict=True))
     convolutions = [name for name, shape in shapes.items() if len(shape) == 4]
     assert len(convolutions) == 19 and not any("conv" in n and "bias" in n for n in shapes)
     (head,) = layout.linear_blocks()
     assert (head.outputs, head.inputs, head.bias.stop) == (10, 64, 269_722)
-    assert ParameterLayout.of(model.build(100)).total == 269_722 + 90 * 65
+    assert ParameterLayout.of(attacked(model, model.build(FLTask(100)))).total == 269_722 + 90 * 65
 
 
 def test_all_weights_are_uniform_and_decided_by_the_seed(model, network):
@@ -85,8 +92,10 @@ def test_all_weights_are_uniform_and_decided_by_the_seed(model, network):
     assert len(norms) == 2 * (16 + 6 * (16 + 32 + 64))
     assert float(norms.var()) == pytest.approx(1 / 12, abs=5 * (1 / 180 / len(norms)) ** 0.5)
     torch.rand(100)  # the global stream has no part in it
-    assert network_digest(model.build(10)) == network_digest(network)
-    assert network_digest(FL_MODELS["resnet20"](seed=1).build(10)) != network_digest(network)
+    assert network_digest(model.build(FLTask(10))) == network_digest(network)
+    assert network_digest(FL_MODELS["resnet20"](seed=1).build(FLTask(10))) != network_digest(
+        network
+    )
 
 
 def test_the_forward_pass_is_the_one_written_by_hand(model, network, images):
@@ -134,7 +143,7 @@ def test_per_sample_gradients_are_differentiable_in_the_samples(model, network, 
 
 
 def test_a_saved_model_comes_back_with_its_buffers(tmp_path, model, network):
-    save_fl_model(tmp_path / "m.safetensors", tmp_path / "m.json", model, 10)
+    save_fl_model(tmp_path / "m.safetensors", tmp_path / "m.json", model, FLTask(10))
     loaded_model, loaded = load_fl_model(tmp_path / "m.safetensors")
     assert loaded_model == model and not loaded.training
     assert not any(value.requires_grad for value in loaded.parameters())
@@ -149,5 +158,8 @@ def test_a_saved_model_comes_back_with_its_buffers(tmp_path, model, network):
         if name.endswith(("running_mean", "running_var")):
             assert torch.equal(value, torch.full_like(value, float(name.endswith("var"))))
     card = read_json(tmp_path / "m.json")
-    assert card["fl_model"] == {"use": "resnet20", "seed": 0} and card["parameters"] == 269_722
+    assert (
+        card["fl_model"] == {"use": "resnet20", "seed": 0, "attacked_parameters": ["*"]}
+        and card["parameters"] == 269_722
+    )
     assert card["digest"] == network_digest(loaded)

@@ -16,6 +16,7 @@ from lti.data.photos import Photos
 from lti.defenses import DEFENSES
 from lti.errors import LTIError
 from lti.files import write_arrays
+from lti.fl_models import attacked
 from lti.gradients.layout import ParameterLayout
 from lti.gradients.per_sample import per_sample_gradient_function
 from lti.gradients.store import StoreSettings, write_store
@@ -244,7 +245,7 @@ def auxiliary(lenet, photos, tmp_path_factory):
                 classes=10,
                 views=2,
                 defense=defense,
-                layout=ParameterLayout.of(lenet.network),
+                layout=ParameterLayout.of(attacked(*lenet)),
             )
         return made[key]
 

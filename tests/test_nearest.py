@@ -18,7 +18,7 @@ from lti.data.selection import write_selection
 from lti.defenses import DEFENSES
 from lti.errors import LTIError
 from lti.files import digest_arrays
-from lti.fl_models import network_digest
+from lti.fl_models import attacked, network_digest
 from lti.gradients.layout import ParameterLayout
 from lti.gradients.per_sample import per_sample_gradient_function
 from lti.gradients.store import StoreSettings, write_store
@@ -70,7 +70,7 @@ def store(
     """Write the store and the auxiliary set, and load them as the stage does."""
     defense = defense or DEFENSES["none"]()
     projection = projection or PROJECTIONS["identity"]()
-    layout = ParameterLayout.of(lenet.network)
+    layout = ParameterLayout.of(attacked(*lenet))
     if rows is None:
         x, label = expand(images, views)
         rows = defense.deterministic(per_sample_gradient_function(*lenet)(x, label))
@@ -123,7 +123,7 @@ def observe(lenet, label, *, defense=None, projection=None, x=None, seed: int = 
     gradient = defense.defend(gradient, generator=torch_generator(seed, "noise"))
     gradient = gradient.view(*label.shape, -1).mean(dim=1)
     if projection:
-        gradient = projection.project(gradient, layout=ParameterLayout.of(lenet.network))
+        gradient = projection.project(gradient, layout=ParameterLayout.of(attacked(*lenet)))
     return observed(lenet, gradient, label, defense=defense, projection=projection)
 
 
@@ -140,7 +140,7 @@ def run(observations, knowledge, tmp_path, progress=None):
 
 def brute_force(observations, images, *, lenet, views):
     """One observation, one label at a time, in float64 and without a store."""
-    layout = ParameterLayout.of(lenet.network)
+    layout = ParameterLayout.of(attacked(*lenet))
     x, label = expand(images, views)
     rows = observations.defense.deterministic(per_sample_gradient_function(*lenet)(x, label))
     rows = observations.projection.project(rows, layout=layout).double().numpy()
@@ -218,7 +218,7 @@ def test_ties_go_to_the_earliest_sample_and_then_the_image_as_it_is(
     folder = tmp_path_factory.mktemp("ties")
     rng = np.random.default_rng(seed)
     images = auxiliary(12, classes=2, seed=seed)
-    dim = ParameterLayout.of(lenet.network).total
+    dim = ParameterLayout.of(attacked(*lenet)).total
     rows = torch.zeros(12 * views, dim)
     rows[torch.arange(12 * views), torch.from_numpy(rng.integers(0, 3, 12 * views))] = 1
     knowledge = store(folder, lenet, images, views=views, rows=rows, chunk_rows=1)
@@ -252,7 +252,7 @@ def test_equal_samples_are_given_one_after_the_other(tmp_path, lenet):
 
 def test_a_gradient_of_zeros_is_no_nan(tmp_path, lenet):
     images = auxiliary(8, classes=1)
-    rows = torch.zeros(8, ParameterLayout.of(lenet.network).total)
+    rows = torch.zeros(8, ParameterLayout.of(attacked(*lenet)).total)
     rows[6, 0] = 1e-3
     knowledge = store(tmp_path, lenet, images, rows=rows)
     gradient = torch.zeros(1, rows.shape[1])

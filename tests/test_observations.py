@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from lti.data import Samples, write_selection
 from lti.errors import LTIError
 from lti.files import canonical_json, read_arrays
-from lti.fl_models import save_fl_model
+from lti.fl_models import attacked, save_fl_model
 from lti.gradients import per_sample
 from lti.gradients.layout import ParameterLayout
 from lti.gradients.rows import StoredRows
@@ -98,7 +98,7 @@ def test_every_projection_shows_the_same_observation(
     store = received(folder, tmp_path, defense, batch_size=batch_size)
     assert store.attributes["projection"] == {"use": "identity"}
     assert sum(computed) == count * batch_size and max(computed) == 4
-    whole, layout = store.rows(0, count), ParameterLayout.of(lenet.network)
+    whole, layout = store.rows(0, count), ParameterLayout.of(attacked(*lenet))
     for projection in (HASH, SELECT):
         computed.clear()
         store = received(folder, tmp_path, defense, projection, batch_size=batch_size)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import asdict
 
 import numpy as np
 import pytest
@@ -16,7 +17,7 @@ from lti.data import Samples, write_selection
 from lti.defenses import DEFENSES
 from lti.errors import LTIError
 from lti.files import canonical_json, read_json, write_tensors
-from lti.fl_models import FL_MODELS, load_fl_model, save_fl_model
+from lti.fl_models import FL_MODELS, FLTask, attacked, load_fl_model, save_fl_model
 from lti.gradients import per_sample
 from lti.gradients.layout import LinearBlock, ParameterLayout
 from lti.gradients.per_sample import block_rows, even_blocks, per_sample_gradient_function
@@ -58,7 +59,7 @@ def test_lenet_has_the_papers_size(lenet):
     shapes = {name: tuple(value.shape) for name, value in lenet.network.named_parameters()}
     assert shapes == LENET_SHAPES
     assert sum(value.numel() for value in lenet.network.parameters()) == 15_826
-    hundred = lenet.model.build(100)
+    hundred = lenet.model.build(FLTask(100))
     assert sum(value.numel() for value in hundred.parameters()) == 15_826 + 90 * 769
 
 
@@ -73,9 +74,9 @@ def test_lenets_weights_are_uniform_and_decided_by_the_seed(lenet):
     assert abs(float(weights.mean())) < 5 * (1 / 12 / 15_826) ** 0.5
     assert float(weights.var()) == pytest.approx(1 / 12, abs=5 * (1 / 180 / 15_826) ** 0.5)
     torch.rand(100)  # the global stream has no part in it
-    assert torch.equal(flat(lenet.model.build(10)), weights)
-    assert not torch.equal(flat(FL_MODELS["lenet"](seed=1).build(10)), weights)
-    assert not lenet.model.build(10).training
+    assert torch.equal(flat(lenet.model.build(FLTask(10))), weights)
+    assert not torch.equal(flat(FL_MODELS["lenet"](seed=1).build(FLTask(10))), weights)
+    assert not lenet.model.build(FLTask(10)).training
 
 
 def test_lenets_forward_pass_is_the_one_written_by_hand(lenet, images):
@@ -88,7 +89,7 @@ def test_lenets_forward_pass_is_the_one_written_by_hand(lenet, images):
 
 
 def test_a_saved_model_comes_back_with_its_card(tmp_path, lenet):
-    save_fl_model(tmp_path / "m.safetensors", tmp_path / "m.json", lenet.model, 10)
+    save_fl_model(tmp_path / "m.safetensors", tmp_path / "m.json", lenet.model, FLTask(10))
     model, network = load_fl_model(tmp_path / "m.safetensors")
     assert model == lenet.model and not network.training
     for (name, value), (other, expected) in zip(
@@ -96,8 +97,9 @@ def test_a_saved_model_comes_back_with_its_card(tmp_path, lenet):
     ):
         assert name == other and torch.equal(value, expected) and not value.requires_grad
     card = read_json(tmp_path / "m.json")
-    assert card["fl_model"] == {"use": "lenet", "seed": 0}
-    assert (card["parameters"], card["num_classes"], card["pretrained"]) == (15_826, 10, False)
+    assert card["fl_model"] == {"use": "lenet", "seed": 0, "attacked_parameters": ["*"]}
+    assert card["task"] == {"classes": 10, "vocabulary": None, "length": None, "padding": None}
+    assert (card["parameters"], card["attacked"], card["pretrained"]) == (15_826, 15_826, False)
 
 
 def test_a_file_that_is_no_model_is_refused(tmp_path, lenet):
@@ -105,14 +107,14 @@ def test_a_file_that_is_no_model_is_refused(tmp_path, lenet):
     write_tensors(path, {"a": torch.zeros(2)}, {"what": "else"})
     with pytest.raises(LTIError, match=r"m\.safetensors: not an FL model"):
         load_fl_model(path)
-    card = {"fl_model": lenet.model.canonical(), "num_classes": 7}
+    card = {"fl_model": lenet.model.canonical(), "task": asdict(FLTask(7))}
     write_tensors(path, dict(lenet.network.state_dict()), card)
     with pytest.raises(LTIError, match=r"(?s)its weights do not fit lenet.*Delete it"):
         load_fl_model(path)
 
 
-def test_the_layout_is_that_of_named_parameters(lenet):
-    layout = ParameterLayout.of(lenet.network)
+def test_the_layout_is_that_of_the_parameters(lenet):
+    layout = ParameterLayout.of(attacked(*lenet))
     assert dict(zip(layout.names, layout.shapes, strict=True)) == LENET_SHAPES
     assert layout.total == 15_826
     assert layout.slices["conv1.bias"] == slice(900, 912)
@@ -120,9 +122,10 @@ def test_the_layout_is_that_of_named_parameters(lenet):
         LinearBlock(slice(8136, 15816), slice(15816, 15826), outputs=10, inputs=768)
     ]
     assert ParameterLayout.from_json(layout.to_json()) == layout
-    bare = ParameterLayout.of(nn.Linear(4, 3))
+    bare = ParameterLayout.of(dict(nn.Linear(4, 3).named_parameters()))
     assert bare.linear_blocks() == [LinearBlock(slice(0, 12), slice(12, 15), outputs=3, inputs=4)]
-    assert ParameterLayout.of(nn.Linear(4, 3, bias=False)).linear_blocks() == []
+    unbiased = ParameterLayout.of({"weight": torch.zeros(3, 4)})
+    assert unbiased.linear_blocks() == []
 
 
 def test_per_sample_gradients_are_those_of_single_backward_passes(lenet, images):
@@ -177,7 +180,7 @@ def files(tmp_path, lenet):
     )
     metadata = {"dataset": "x", "part": "auxiliary", "seed": 0, "size": 5, "class_names": ["a"]}
     write_selection(tmp_path / "images.safetensors", selection, metadata=metadata)
-    save_fl_model(tmp_path / "m.safetensors", tmp_path / "m.json", lenet.model, 10)
+    save_fl_model(tmp_path / "m.safetensors", tmp_path / "m.json", lenet.model, FLTask(10))
     return tmp_path, selection
 
 
@@ -254,11 +257,12 @@ def test_blocks_are_even_and_cover_the_range(start, size, most):
     assert len(blocks) == -(-size // most)
 
 
-def test_a_block_and_the_parts_that_it_is_joined_from_stay_below_64_mib():
+def test_blocks_are_bounded():
     assert block_rows(269_722) == 31 and block_rows(15_826) == 530
-    for parameters in (1, 15_826, 269_722, 1_100_832):
-        assert 2 * 4 * parameters * block_rows(parameters) <= 64 * 2**20
-    assert block_rows(100_000_000) == 1
+    assert block_rows(1_100_832) == block_rows(3_357_442) == 8
+    for parameters in (1, 15_826, 269_722, 1_100_832, 3_357_442, 30_000_000):
+        assert 4 * parameters * block_rows(parameters) <= 128 * 2**20
+    assert block_rows(86_042_882) == 1
 
 
 @pytest.fixture
@@ -266,17 +270,22 @@ def computed(monkeypatch):
     """Blocks of two LeNet gradients; how many samples the stages gave at once."""
     sizes = []
 
-    def spied(model, network):
-        gradients = per_sample_gradient_function(model, network)
+    def spied(make):
+        def spied_make(model, network):
+            gradients = make(model, network)
 
-        def spy(x, label):
-            sizes.append(len(x))
-            return gradients(x, label)
+            def spy(x, label):
+                sizes.append(len(x))
+                return gradients(x, label)
 
-        return spy
+            return spy
 
-    monkeypatch.setattr(per_sample, "per_sample_gradient_function", spied)
+        return spied_make
+
+    for name in ("per_sample_gradient_function", "per_sample_parts_function"):
+        monkeypatch.setattr(per_sample, name, spied(getattr(per_sample, name)))
     monkeypatch.setattr(per_sample, "BLOCK_BYTES", 2 * 4 * 15_826)
+    monkeypatch.setattr(per_sample, "FEW", 1)
     return sizes
 
 
@@ -296,7 +305,9 @@ def test_auxiliary_gradients_are_computed_in_bounded_blocks(files, lenet, comput
     store = GradientStore.open(folder / "g.zarr", folder / "g.json")
     x = torch.from_numpy(selection.value).float() / 255
     rows = per_sample_gradient_function(*lenet)(x, torch.from_numpy(selection.label))
-    expected = PROJECTIONS.parse(projection).project(rows, layout=ParameterLayout.of(lenet.network))
+    expected = PROJECTIONS.parse(projection).project(
+        rows, layout=ParameterLayout.of(attacked(*lenet))
+    )
     assert float((store.rows(0, 5) - expected).norm() / expected.norm()) < 1e-3
 
 

@@ -10,6 +10,8 @@ from hypothesis import strategies as st
 from lti.compute import Compute
 from lti.defenses import DEFENSES
 from lti.errors import LTIError
+from lti.files import digest_arrays
+from lti.fl_models import attacked
 from lti.gradients.layout import ParameterLayout
 from lti.inverters import INVERTERS
 from lti.inverters.base import Task
@@ -125,6 +127,73 @@ def test_bins_are_of_the_seed_and_are_spread():
     assert empty == pytest.approx(torch.exp(torch.tensor(-2.0)).item(), abs=0.02)
 
 
+@pytest.mark.parametrize(
+    ("parameters", "ratio", "seed", "first", "last", "digest"),
+    [
+        (15_826, 0.5, 0, [6810, 7613, 606], [4384, 6834, 6756], "1665f179b08045bf"),
+        (269_722, 0.5, 0, [70546, 38288, 102804], [25113, 62890, 13659], "ecb04337141720ae"),
+        (269_722, 0.01, 1, [1710, 1596, 1222], [1566, 1395, 28], "2b3d5a363590f0a5"),
+    ],
+)
+def test_bins_are_those_that_stored_gradients_and_inverters_have(
+    parameters, ratio, seed, first, last, digest
+):
+    bins = PROJECTIONS["hash"](ratio=ratio, seed=seed).bins(flat(parameters))
+    assert bins.dtype == torch.int64
+    assert bins[:3].tolist() == first and bins[-3:].tolist() == last
+    assert digest_arrays({"bins": bins.numpy()}) == digest
+
+
+def test_bins_beside_a_head_are_those_that_stored_gradients_have(lenet):
+    layout = ParameterLayout.of(attacked(*lenet))
+    bins = PROJECTIONS["hash"](ratio=0.5, seed=3, keep_head=True).bins(layout)
+    assert bins[:3].tolist() == [888, 2098, 2984] and bins[-2:].tolist() == [11756, 11757]
+    assert digest_arrays({"bins": bins.numpy()}) == "8890d0f331bc4875"
+
+
+PARTS = ParameterLayout(
+    ("embedding.weight", "norm.bias", "linear.weight", "linear.bias"), ((5, 3), (3,), (4, 3), (4,))
+)
+
+
+@pytest.mark.parametrize(
+    "projection",
+    [
+        {"use": "identity"},
+        {"use": "hash", "ratio": 0.3},
+        {"use": "hash", "ratio": 0.3, "keep_head": True},
+        {"use": "select", "parameters": ["linear.*", "e*"]},
+    ],
+)
+@pytest.mark.parametrize("defense", ["none", "sign", "prune", "gauss"])
+def test_parts_are_defended_and_projected_as_whole_rows_are(projection, defense):
+    rows = torch.randn(3, PARTS.total, generator=torch.Generator().manual_seed(0))
+    shapes = dict(zip(PARTS.names, PARTS.shapes, strict=True))
+    parts = {name: part.unflatten(1, shapes[name]) for name, part in PARTS.split(rows).items()}
+    assert torch.equal(PARTS.join(parts), rows)
+    method, settings = DEFENSES[defense](), PROJECTIONS.parse(projection)
+    expected = settings.project(method.deterministic(rows), layout=PARTS)
+    defended = method.deterministic_parts(parts, layout=PARTS)
+    assert torch.equal(settings.project_parts(defended, layout=PARTS), expected)
+    assert torch.equal(PARTS.join(parts), rows)  # and nothing was written into them
+    # The order in which parts come does not matter.
+    backwards = dict(reversed(defended.items()))
+    assert torch.equal(settings.project_parts(backwards, layout=PARTS), expected)
+
+
+def test_an_entrywise_defense_never_sees_a_whole_gradient(monkeypatch):
+    sign, seen = DEFENSES["sign"], []
+
+    def spy(self, gradient):
+        seen.append(gradient.shape[1])
+        return gradient.sign()
+
+    monkeypatch.setattr(sign, "deterministic", spy)
+    parts = {name: torch.ones(2, *s) for name, s in zip(PARTS.names, PARTS.shapes, strict=True)}
+    sign().deterministic_parts(parts, layout=PARTS)
+    assert seen == [15, 3, 12, 4]
+
+
 def test_identity_keeps_all():
     identity = PROJECTIONS["identity"]()
     gradient = torch.randn(3, LAYOUT.total)
@@ -193,5 +262,5 @@ def test_selection_keeps_the_matching_parameters_as_they_are():
     # The head is still known for one.
     (block,) = selection.layout(layout).linear_blocks()
     assert torch.equal(kept[:, block.weight], gradient[:, 9:15])
-    with pytest.raises(LTIError, match=r"'fc\.\*' matches no parameter; there are conv\.weight"):
+    with pytest.raises(LTIError, match=r"'fc\.\*', which matches no parameter; there are conv\.w"):
         PROJECTIONS["select"](parameters=["fc.*"]).project(gradient, layout=layout)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from pydantic import Field, ValidationError, model_validator
 
 from lti.errors import LTIError
+from lti.fl_models import attacked
 from lti.gradients.layout import ParameterLayout
 from lti.registry import Registry, Settings, describe_validation_error, described
 
@@ -42,20 +43,28 @@ class Observations:
     """``(n, k)`` float32, one defended and then projected gradient a victim batch; a tensor, or
     rows that are read where they are asked for."""
     label: torch.Tensor | None
-    """int64 ``(n, batch_size)``, or None where labels are not known."""
+    """int64 ``(n, batch_size)``, the classes, or None where they are not known."""
     batch_size: int
     model: FLModel
     network: nn.Module
     defense: Defense
     sample_shape: tuple[int, ...]
-    """Shape of one sample, e.g. ``(3, 32, 32)``."""
+    """Shape of one sample: ``(3, 32, 32)`` of an image, ``(length,)`` of tokens."""
     projection: Projection
     """What the gradient went through after the defense."""
+    tokens: torch.Tensor | None = None
+    """int64 ``(n, batch_size, length)``: what a language model's loss compares with, for attacks
+    that are given all labels (gradient matching); None where the classes are the labels."""
+
+    @property
+    def target(self) -> torch.Tensor | None:
+        """What the loss compares with, ``(n, batch_size, ...)``, or None where not known."""
+        return self.label if self.tokens is None else self.tokens
 
     @property
     def layout(self) -> ParameterLayout:
         """Where parameters lie in a gradient before projection."""
-        return ParameterLayout.of(self.network)
+        return ParameterLayout.of(attacked(self.model, self.network))
 
     def __post_init__(self) -> None:
         """Check the shapes.
@@ -83,8 +92,8 @@ class Reconstruction:
     """What an attack made of the observations."""
 
     sample: torch.Tensor
-    """``(n, batch_size, *sample_shape)`` float32 in [0, 1], on the CPU; the order inside a
-    batch is the attack's own."""
+    """``(n, batch_size, *sample_shape)``, images float32 in [0, 1] or tokens int32, on the CPU;
+    the order inside a batch is the attack's own."""
     objective: torch.Tensor | None = None
     """``(n, t)`` float32: what an optimisation attack minimised, over time."""
     step: torch.Tensor | None = None

@@ -64,8 +64,8 @@ def matching_objective(
         def mean_of_tanh(
             x: torch.Tensor, label: torch.Tensor, observed: torch.Tensor
         ) -> torch.Tensor:
-            each = gradients(x.flatten(0, 1)[:, None], label.flatten()[:, None])
-            return cosine_distance(each.tanh().unflatten(0, label.shape).mean(dim=1), observed)
+            each = gradients(x.flatten(0, 1)[:, None], label.flatten(0, 1)[:, None])
+            return cosine_distance(each.tanh().unflatten(0, label.shape[:2]).mean(dim=1), observed)
 
         return mean_of_tanh
 

@@ -108,7 +108,7 @@ class NearestNeighbour(Attack):
         """
         import torch
 
-        from lti.data.samples import as_input
+        from lti.data.samples import to_float
 
         data: AuxiliaryGradients = knowledge
         _check(data, observations)
@@ -139,7 +139,10 @@ class NearestNeighbour(Attack):
         row = torch.empty_like(label)
         for search in searches.values():
             search.write(row)
-        sample = as_input(torch.from_numpy(data.samples.value[(row // data.views).numpy()]))
+        sample = torch.from_numpy(data.samples.value[(row // data.views).numpy()])
+        if data.samples.modality == "text":
+            return Reconstruction(sample)
+        sample = to_float(sample)
         mirrored = (row % data.views == 1)[..., None, None, None]
         return Reconstruction(torch.where(mirrored, sample.flip(-1), sample))
 

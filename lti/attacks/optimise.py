@@ -88,7 +88,8 @@ class OptimisationAttack(Attack):
         """
         import torch
 
-        if observations.label is None:
+        target = observations.target
+        if target is None:
             raise LTIError(
                 f"attack {self.name} got unknown labels; expected known ones: it matches the "
                 f"gradient of the loss at the labels. Use another attack."
@@ -115,7 +116,7 @@ class OptimisationAttack(Attack):
         parts = []
         for first in range(0, count, at_once):
             rows = slice(first, min(first + at_once, count))
-            observed, label = observations.gradient[rows], observations.label[rows]
+            observed, label = observations.gradient[rows], target[rows]
             settings = {
                 **self.canonical(),
                 "seed": seed,

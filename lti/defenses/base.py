@@ -8,6 +8,7 @@ many coordinates each entry sums up.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field
@@ -17,6 +18,8 @@ from lti.registry import Registry, Settings
 
 if TYPE_CHECKING:
     import torch
+
+    from lti.gradients.layout import ParameterLayout
 
 __all__ = ["DEFENSES", "Defense", "Matching"]
 
@@ -31,6 +34,9 @@ class Defense(Settings):
     """How the store keeps the deterministic part."""
     compress: ClassVar[bool] = False
     """Whether a lossless codec pays on the deterministic part."""
+    entrywise: ClassVar[bool] = False
+    """Whether the deterministic part treats every entry alone. It is then applied parameter by
+    parameter, and large gradients need not be joined."""
     matching: ClassVar[Matching] = "cosine"
     """The distance by which gradient matching compares with what was received."""
 
@@ -67,6 +73,24 @@ class Defense(Settings):
             ``(b, p)`` float32.
         """
         return gradient
+
+    def deterministic_parts(
+        self, parts: Mapping[str, torch.Tensor], *, layout: ParameterLayout
+    ) -> Mapping[str, torch.Tensor]:
+        """Apply the deterministic part to gradients that are not joined to rows.
+
+        Args:
+            parts: each parameter's, ``(b, *shape)`` float32, by name.
+            layout: of the parameters.
+
+        Returns:
+            each parameter's, ``(b, *shape)`` or ``(b, size)`` float32.
+        """
+        if self.is_deterministic_identity:
+            return parts
+        if self.entrywise:
+            return {name: self.deterministic(part.flatten(1)) for name, part in parts.items()}
+        return layout.split(self.deterministic(layout.join(parts)))
 
     def randomise(
         self,

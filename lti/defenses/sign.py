@@ -18,6 +18,7 @@ class SignCompression(Defense):
 
     encoding = "sign"
     compress = True
+    entrywise = True
     matching = "sign"
 
     def deterministic(self, gradient: torch.Tensor) -> torch.Tensor:

@@ -3,30 +3,104 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import Field
 
+from lti.data.samples import Modality, Samples
 from lti.errors import LTIError
 from lti.files import digest_arrays, read_tensors, write_json, write_tensors
+from lti.gradients.layout import matching_names
 from lti.registry import Registry, Settings
 
 if TYPE_CHECKING:
+    import numpy as np
     import torch
     from torch import nn
 
-__all__ = ["FL_MODELS", "FLModel", "load_fl_model", "network_digest", "save_fl_model"]
+__all__ = [
+    "FL_MODELS",
+    "FLModel",
+    "FLTask",
+    "attacked",
+    "load_fl_model",
+    "network_digest",
+    "save_fl_model",
+]
+
+
+@dataclass(frozen=True)
+class FLTask:
+    """What a network is for: facts of a data set."""
+
+    classes: int
+    vocabulary: int | None = None
+    """Number of tokens; None: images."""
+    length: int | None = None
+    """Tokens of a sample."""
+    padding: int | None = None
+    """The token that fills short texts, where there is one."""
+
+    @classmethod
+    def of(cls, card: Mapping[str, Any]) -> FLTask:
+        """Return the task of a prepared data set, from its card."""
+        text = card.get("text", {})
+        facts = {key: text.get(key) for key in ("vocabulary", "length", "padding")}
+        return cls(classes=len(card["class_names"]), **facts)
+
+    @property
+    def modality(self) -> Modality:
+        """What a sample is."""
+        return "image" if self.vocabulary is None else "text"
 
 
 class FLModel(Settings):
-    """An architecture and how its weights are drawn; ``build`` makes the network."""
+    """An architecture and how its weights are drawn; ``build`` makes the network.
+
+    A network takes images, float32 ``(b, 3, 32, 32)`` in [0, 1]; one for text takes tokens,
+    int64 ``(b, T)``, or, where its input is of a floating-point type, the tokens' embeddings,
+    ``(b, T, d)``.
+    """
+
+    modality: ClassVar[Modality] = "image"
+    label_is_sample: ClassVar[bool] = False
+    """Whether the loss compares with the sample itself, as a language model's does."""
 
     seed: int = Field(0, description="Root seed of the initial weights.")
+    attacked_parameters: tuple[str, ...] = Field(
+        ("*",),
+        min_length=1,
+        description=(
+            "Names of the parameters whose gradients the attacker sees; `*` and `?` match as in "
+            "file names."
+        ),
+    )
+
+    def build(self, task: FLTask) -> nn.Module:
+        """Return the network with initial weights, in evaluation mode, float32, on the CPU."""
+        network = self.architecture(task)
+        self.initialise(network)
+        return network.eval()
 
     @abstractmethod
-    def build(self, num_classes: int) -> nn.Module:
-        """Return the network with initial weights, in evaluation mode, float32, on the CPU."""
+    def architecture(self, task: FLTask) -> nn.Module:
+        """Return the network, float32, on the CPU; its weights do not matter.
+
+        Raises:
+            LTIError: it cannot be made for this task.
+        """
+
+    @abstractmethod
+    def initialise(self, network: nn.Module) -> dict[str, Any]:
+        """Write the initial weights into a network of this architecture.
+
+        Returns:
+            what the card says of them: ``{}`` if they are drawn; else ``pretrained`` and, where
+            there is something to know, a ``note``.
+        """
 
     @abstractmethod
     def loss(self, output: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
@@ -34,14 +108,45 @@ class FLModel(Settings):
 
         Args:
             output: what the network returns for a batch.
-            label: int64 ``(b,)``.
+            label: int64 ``(b,)``, or the tokens, ``(b, T)``, where ``label_is_sample``;
+                instead of integers also their probabilities, with one more dimension.
         """
+
+    def labels(self, samples: Samples) -> np.ndarray:
+        """Return what the loss compares with: int64 ``(n,)``, or tokens ``(n, T)``."""
+        return samples.value.astype("int64") if self.label_is_sample else samples.label
+
+    def token_embedding(self, network: nn.Module) -> torch.Tensor:
+        """Return the tokens' embeddings, ``(vocabulary, d)``, as the network takes them.
+
+        Raises:
+            LTIError: the network is not one for text.
+        """
+        raise LTIError(f"{self.name} has no token embedding; expected an FL model for text.")
 
 
 FL_MODELS: Registry[FLModel] = Registry(
     "fl_models",
-    modules={"lenet": "lti.fl_models.lenet", "resnet20": "lti.fl_models.resnet20"},
+    modules={
+        "bert": "lti.fl_models.bert",
+        "lenet": "lti.fl_models.lenet",
+        "resnet20": "lti.fl_models.resnet20",
+        "transformer3": "lti.fl_models.transformer3",
+    },
 )
+
+
+def attacked(model: FLModel, network: nn.Module) -> dict[str, nn.Parameter]:
+    """Return the parameters whose gradients the attacker sees, in the network's order.
+
+    Raises:
+        LTIError: one of ``attacked_parameters`` matches no parameter.
+    """
+    parameters = dict(network.named_parameters())
+    names = matching_names(
+        parameters, model.attacked_parameters, where=f"{model.name}.attacked_parameters"
+    )
+    return {name: parameters[name] for name in names}
 
 
 def network_digest(network: nn.Module) -> str:
@@ -50,22 +155,33 @@ def network_digest(network: nn.Module) -> str:
 
 
 def save_fl_model(
-    path: Path | str, card_path: Path | str, model: FLModel, num_classes: int
+    path: Path | str, card_path: Path | str, model: FLModel, task: FLTask
 ) -> dict[str, Any]:
-    """Draw a model's weights, write them with their card, and return the card.
+    """Make a model's initial weights, write them with their card, and return the card.
 
-    The card states architecture, settings, parameters, whether pretrained, and a digest.
+    The card states architecture, settings, task, numbers of parameters, whether pretrained, and
+    a digest.
+
+    Raises:
+        LTIError: the model is not for such samples, or ``attacked_parameters`` are not there.
     """
-    network = model.build(num_classes)
-    tensors = dict(network.state_dict())
+    if model.modality != task.modality:
+        raise LTIError(
+            f"FL model {model.name} got a data set of modality {task.modality}; expected "
+            f"{model.modality}. Use another FL model."
+        )
+    network = model.architecture(task)
+    seen = attacked(model, network)
     card: dict[str, Any] = {
         "fl_model": model.canonical(),
-        "num_classes": num_classes,
+        "task": asdict(task),
         "parameters": sum(parameter.numel() for parameter in network.parameters()),
+        "attacked": sum(parameter.numel() for parameter in seen.values()),
         "pretrained": False,
         "source": model.source,
+        **model.initialise(network),
     }
-    write_tensors(path, tensors, card)
+    write_tensors(path, dict(network.state_dict()), card)
     card["digest"] = network_digest(network)
     write_json(card_path, card)
     return card
@@ -85,10 +201,10 @@ def load_fl_model(
         LTIError: the file is missing, damaged, or holds another architecture's weights.
     """
     tensors, card = read_tensors(path)
-    if not {"fl_model", "num_classes"} <= set(card):
+    if not {"fl_model", "task"} <= set(card):
         raise LTIError(f"{path}: not an FL model. Give the file that draw-fl-model wrote.")
     model = FL_MODELS.parse(card["fl_model"], where=str(path))
-    network = model.build(card["num_classes"])
+    network = model.architecture(FLTask(**card["task"]))
     try:
         network.load_state_dict(tensors)
     except RuntimeError as error:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from lti.fl_models.base import FL_MODELS, FLModel
+from lti.fl_models.base import FL_MODELS, FLModel, FLTask
 from lti.seeding import torch_generator
 
 if TYPE_CHECKING:
@@ -18,13 +18,12 @@ __all__ = ["LeNet"]
 class LeNet(FLModel):
     """Three 5x5 convolutions with sigmoids and a linear layer, untrained.
 
-    Input ``(b, 3, 32, 32)`` in [0, 1], output ``(b, num_classes)`` logits. Weights and
+    Input ``(b, 3, 32, 32)`` in [0, 1], output ``(b, classes)`` logits. Weights and
     biases are drawn from U(-0.5, 0.5). 15,826 parameters for ten classes.
     """
 
-    def build(self, num_classes: int) -> nn.Module:
+    def architecture(self, task: FLTask) -> nn.Module:
         """Return the network (see the class)."""
-        import torch
         from torch import nn
 
         network = nn.Sequential()
@@ -35,12 +34,18 @@ class LeNet(FLModel):
             )
             network.add_module(f"sigmoid{number}", nn.Sigmoid())
         network.add_module("flatten", nn.Flatten())
-        network.add_module("linear", nn.Linear(768, num_classes))
+        network.add_module("linear", nn.Linear(768, task.classes))
+        return network
+
+    def initialise(self, network: nn.Module) -> dict[str, Any]:
+        """Draw the weights (see the class)."""
+        import torch
+
         generator = torch_generator(self.seed, "fl_model", self.name)
         with torch.no_grad():
             for parameter in network.parameters():
                 parameter.uniform_(-0.5, 0.5, generator=generator)
-        return network.eval()
+        return {}
 
     def loss(self, output: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
         """Return the mean cross-entropy."""

@@ -36,11 +36,11 @@ class _Block(nn.Module):
         return functional.relu(residual + shortcut)
 
 
-def residual_network(num_classes: int, *, blocks: int) -> nn.Sequential:
+def residual_network(classes: int, *, blocks: int) -> nn.Sequential:
     """Return the network of ``6 * blocks + 2`` layers, shortcuts without parameters (A).
 
     Args:
-        num_classes: length of its output, ``(b, num_classes)`` for ``(b, 3, 32, 32)``.
+        classes: length of its output, ``(b, classes)`` for ``(b, 3, 32, 32)``.
         blocks: blocks in each of the three groups; 3 for ResNet20.
     """
     parts: OrderedDict[str, nn.Module] = OrderedDict(
@@ -56,5 +56,5 @@ def residual_network(num_classes: int, *, blocks: int) -> nn.Sequential:
             inputs = width
     parts["pool"] = nn.AdaptiveAvgPool2d(1)
     parts["flatten"] = nn.Flatten()
-    parts["linear"] = nn.Linear(inputs, num_classes)
+    parts["linear"] = nn.Linear(inputs, classes)
     return nn.Sequential(parts)

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any
 
-if TYPE_CHECKING:
-    from torch import nn
+from lti.errors import LTIError
 
-__all__ = ["LinearBlock", "ParameterLayout"]
+if TYPE_CHECKING:
+    import torch
+
+__all__ = ["LinearBlock", "ParameterLayout", "matching_names"]
 
 
 @dataclass(frozen=True)
@@ -33,10 +36,9 @@ class ParameterLayout:
     shapes: tuple[tuple[int, ...], ...]
 
     @classmethod
-    def of(cls, network: nn.Module) -> ParameterLayout:
-        """Return a network's layout: the order of ``named_parameters``."""
-        named = list(network.named_parameters())
-        return cls(tuple(name for name, _ in named), tuple(tuple(p.shape) for _, p in named))
+    def of(cls, parameters: Mapping[str, torch.Tensor]) -> ParameterLayout:
+        """Return the layout of parameters, :func:`lti.fl_models.attacked` ones above all."""
+        return cls(tuple(parameters), tuple(tuple(value.shape) for value in parameters.values()))
 
     @classmethod
     def from_json(cls, value: Sequence[Any]) -> ParameterLayout:
@@ -66,6 +68,16 @@ class ParameterLayout:
             start += size
         return result
 
+    def split(self, rows: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Return the parts ``(b, size)`` of flattened gradients ``(b, total)``: views, by name."""
+        return {name: rows[:, place] for name, place in self.slices.items()}
+
+    def join(self, parts: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        """Invert :meth:`split`: flatten gradients ``(b, *shape)``, by name, to ``(b, total)``."""
+        import torch
+
+        return torch.cat([parts[name].flatten(1) for name in self.names], dim=1)
+
     def linear_blocks(self) -> list[LinearBlock]:
         """Return the linear layers that have a bias (a 2-d ``x.weight`` beside ``x.bias``)."""
         shapes = dict(zip(self.names, self.shapes, strict=True))
@@ -77,3 +89,24 @@ class ParameterLayout:
             if kind == "weight" and len(shape) == 2 and shapes.get(bias) == (shape[0],):
                 blocks.append(LinearBlock(slices[name], slices[bias], shape[0], shape[1]))
         return blocks
+
+
+def matching_names(names: Iterable[str], patterns: Iterable[str], *, where: str) -> list[str]:
+    """Return the names that match one of the patterns, in their order.
+
+    Args:
+        names: of parameters.
+        patterns: ``*`` and ``?`` match as in file names.
+        where: the setting, for the error message.
+
+    Raises:
+        LTIError: a pattern matches no name.
+    """
+    names, patterns = list(names), list(patterns)
+    for pattern in patterns:
+        if not any(fnmatchcase(name, pattern) for name in names):
+            raise LTIError(
+                f"{where}: got {pattern!r}, which matches no parameter; there are "
+                f"{', '.join(names)}. Correct the pattern."
+            )
+    return [name for name in names if any(fnmatchcase(name, p) for p in patterns)]

@@ -7,6 +7,8 @@ from itertools import pairwise
 from typing import TYPE_CHECKING, TypeAlias
 
 from lti.errors import LTIError
+from lti.fl_models import attacked
+from lti.gradients.layout import ParameterLayout
 
 if TYPE_CHECKING:
     import torch
@@ -16,25 +18,35 @@ if TYPE_CHECKING:
 
 __all__ = [
     "GradientFunction",
+    "PartsFunction",
     "block_rows",
     "even_blocks",
     "group_gradient_function",
     "per_sample_gradient_function",
+    "per_sample_parts_function",
 ]
 
 GradientFunction: TypeAlias = "Callable[[torch.Tensor, torch.Tensor], torch.Tensor]"
+"""From samples and labels to gradients, flattened to rows."""
+
+PartsFunction: TypeAlias = "Callable[[torch.Tensor, torch.Tensor], dict[str, torch.Tensor]]"
+"""From samples and labels to each parameter's gradients, ``(n, *shape)`` by name."""
 
 # Of float32 gradients computed at once. While they are joined to rows they exist twice.
 BLOCK_BYTES = 32 * 2**20
+# A few at once pay though they are large.
+FEW, FEW_BYTES = 8, 128 * 2**20
 
 
 def block_rows(parameters: int) -> int:
     """Return how many gradients of ``parameters`` coordinates to compute at once.
 
     More bring little: on one thread 31 ResNet20 gradients at once came at 214 a second, 62
-    at 221, 7 at 105; 530 LeNet gradients at 6,500, 1,060 at 6,800.
+    at 221, 7 at 105; 530 LeNet gradients at 6,500, 1,060 at 6,800; 8 of a small BERT
+    (3,357,442 coordinates) at 76, 16 at 81, 2 at 47.
     """
-    return max(1, BLOCK_BYTES // (4 * parameters))
+    size = 4 * parameters
+    return max(1, BLOCK_BYTES // size, min(FEW, FEW_BYTES // size))
 
 
 def even_blocks(start: int, stop: int, most: int) -> Iterator[tuple[int, int]]:
@@ -46,15 +58,39 @@ def even_blocks(start: int, stop: int, most: int) -> Iterator[tuple[int, int]]:
 def group_gradient_function(model: FLModel, network: nn.Module) -> GradientFunction:
     """Return ``f(x, label) -> gradient``, one gradient of a batch's mean loss a row.
 
-    ``x`` is ``(n, B, ...)`` in the network's input range, ``label`` int64 ``(n, B)``, the
-    result ``(n, p)`` in the order of ``named_parameters``. It is differentiable in ``x``
-    (gradient matching differentiates it once more). Networks whose samples see one
-    another (BatchNorm in training mode) must be in evaluation mode.
+    ``x`` is ``(n, B, ...)`` in the network's input range, ``label`` ``(n, B)`` or what else the
+    model's loss takes, the result ``(n, p)``: the gradients of the attacked parameters, in
+    their order. It is differentiable in ``x`` and in a label that is not of integers (gradient
+    matching differentiates it once more). Networks whose samples see one another (BatchNorm in
+    training mode) must be in evaluation mode.
 
     Raises:
-        LTIError: the network is in training mode.
+        LTIError: the network is in training mode, or no parameter matches what is attacked.
     """
-    import torch
+    layout, parts = _parts_function(model, network)
+    return lambda x, label: layout.join(parts(x, label))
+
+
+def per_sample_gradient_function(model: FLModel, network: nn.Module) -> GradientFunction:
+    """Return ``f(x, label) -> gradient``, one independent gradient a row.
+
+    ``x`` is ``(b, ...)``, ``label`` ``(b,)`` or what else the model's loss takes; otherwise as
+    :func:`group_gradient_function`. :func:`block_rows` says how many samples to give at once.
+    """
+    gradients = group_gradient_function(model, network)
+    return lambda x, label: gradients(x[:, None], label[:, None])
+
+
+def per_sample_parts_function(model: FLModel, network: nn.Module) -> PartsFunction:
+    """Return :func:`per_sample_gradient_function` without the joining to rows.
+
+    Joining takes as long as half of a backward pass through a large network.
+    """
+    _, parts = _parts_function(model, network)
+    return lambda x, label: parts(x[:, None], label[:, None])
+
+
+def _parts_function(model: FLModel, network: nn.Module) -> tuple[ParameterLayout, PartsFunction]:
     from torch.func import functional_call, grad, vmap
 
     if network.training:
@@ -62,28 +98,13 @@ def group_gradient_function(model: FLModel, network: nn.Module) -> GradientFunct
             "the FL model is in training mode, in which samples may see one another; gradients "
             "of their own need evaluation mode. Call network.eval() first."
         )
-    parameters = {name: value.detach() for name, value in network.named_parameters()}
+    parameters = {name: value.detach() for name, value in attacked(model, network).items()}
+    fixed = {
+        name: value.detach() for name, value in network.named_parameters() if name not in parameters
+    }
 
     def loss(weights: dict[str, torch.Tensor], x: torch.Tensor, label: torch.Tensor):  # type: ignore[no-untyped-def]
-        return model.loss(functional_call(network, weights, (x,)), label)
+        return model.loss(functional_call(network, {**fixed, **weights}, (x,)), label)
 
     gradients = vmap(grad(loss), in_dims=(None, 0, 0))
-
-    def flat(x: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
-        by_name = gradients(parameters, x, label)
-        return torch.cat([by_name[name].flatten(1) for name in parameters], dim=1)
-
-    return flat
-
-
-def per_sample_gradient_function(model: FLModel, network: nn.Module) -> GradientFunction:
-    """Return ``f(x, label) -> gradient``, one independent gradient a row.
-
-    ``x`` is ``(b, ...)``, ``label`` int64 ``(b,)``; otherwise as
-    :func:`group_gradient_function`. :func:`block_rows` says how many samples to give at once.
-
-    Raises:
-        LTIError: the network is in training mode.
-    """
-    gradients = group_gradient_function(model, network)
-    return lambda x, label: gradients(x[:, None], label[:, None])
+    return ParameterLayout.of(parameters), lambda x, label: gradients(parameters, x, label)

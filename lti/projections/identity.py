@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from lti.projections.base import PROJECTIONS, Projection
@@ -21,6 +22,12 @@ class Identity(Projection):
     def project(self, gradient: torch.Tensor, *, layout: ParameterLayout) -> torch.Tensor:
         """Return the gradient."""
         return gradient
+
+    def project_parts(
+        self, parts: Mapping[str, torch.Tensor], *, layout: ParameterLayout
+    ) -> torch.Tensor:
+        """Return the parts, joined."""
+        return layout.join(parts)
 
     def layout(self, layout: ParameterLayout) -> ParameterLayout:
         """Return the layout."""

@@ -83,6 +83,7 @@ def run_attack(
     observed = Observations(
         gradient=StoredRows(store, count),
         label=torch.tensor(facts["label"])[:count],
+        tokens=None if facts["tokens"] is None else torch.tensor(facts["tokens"])[:count],
         batch_size=facts["batch_size"],
         model=model,
         network=network,

@@ -20,11 +20,14 @@ def draw_fl_model(
     card: Output,
     log: Log = None,
 ) -> None:
-    """Draw an FL model's weights and write them with a card."""
+    """Make an FL model's initial weights and write them with a card."""
     from lti.files import read_json
-    from lti.fl_models import FL_MODELS, save_fl_model
+    from lti.fl_models import FL_MODELS, FLTask, save_fl_model
     from lti.progress import Progress
 
     model = FL_MODELS.parse(parse_json(fl_model, option="fl-model"))
-    written = save_fl_model(output, card, model, len(read_json(dataset_card)["class_names"]))
-    Progress(f"fl-model {model.name}", log=log).say(f"{written['parameters']:,} parameters")
+    written = save_fl_model(output, card, model, FLTask.of(read_json(dataset_card)))
+    progress = Progress(f"fl-model {model.name}", log=log)
+    progress.say(f"{written['parameters']:,} parameters, {written['attacked']:,} of them attacked")
+    if "note" in written:
+        progress.say(written["note"])

@@ -45,12 +45,12 @@ def compute_gradients(
     from lti.data.selection import read_selection
     from lti.defenses import DEFENSES
     from lti.errors import LTIError
-    from lti.fl_models import load_fl_model, network_digest
+    from lti.fl_models import attacked, load_fl_model, network_digest
     from lti.gradients.layout import ParameterLayout
     from lti.gradients.per_sample import (
         block_rows,
         even_blocks,
-        per_sample_gradient_function,
+        per_sample_parts_function,
     )
     from lti.gradients.store import StoreSettings, write_store
     from lti.progress import Progress
@@ -71,10 +71,11 @@ def compute_gradients(
             f"--mirrored: got {auxiliary}, which is text; expected images. Leave it out."
         )
     model, network = load_fl_model(fl_model, device=compute.device)
-    layout = ParameterLayout.of(network)
+    layout = ParameterLayout.of(attacked(model, network))
+    labels = model.labels(samples)
     # Sums of signs are no signs, and sums of pruned entries are seldom zero.
     whole = projected.counts(layout) is None
-    gradients = per_sample_gradient_function(model, network)
+    gradients = per_sample_parts_function(model, network)
     limit = block_rows(layout.total)
     views = 2 if mirrored else 1
     progress = Progress(f"gradients {model.name} {settings.name}", log=log)
@@ -86,9 +87,10 @@ def compute_gradients(
         x = as_input(torch.from_numpy(samples.value[sample]))
         if mirrored:
             x = torch.where(torch.from_numpy(view == 1)[:, None, None, None], x.flip(3), x)
-        label = torch.from_numpy(samples.label[sample])
-        gradient = gradients(x.to(compute.device), label.to(compute.device))
-        return projected.project(settings.deterministic(gradient), layout=layout)
+        label = torch.from_numpy(labels[sample])
+        parts = gradients(x.to(compute.device), label.to(compute.device))
+        defended = settings.deterministic_parts(parts, layout=layout)
+        return projected.project_parts(defended, layout=layout)
 
     def rows(start: int, stop: int) -> torch.Tensor:
         # The gradients behind a chunk of hashed rows are many times its size.
@@ -150,7 +152,7 @@ def observe(
     from lti.data.selection import read_selection
     from lti.defenses import DEFENSES
     from lti.errors import LTIError
-    from lti.fl_models import load_fl_model, network_digest
+    from lti.fl_models import attacked, load_fl_model, network_digest
     from lti.gradients.layout import ParameterLayout
     from lti.gradients.per_sample import (
         block_rows,
@@ -175,7 +177,8 @@ def observe(
             f"that of batches."
         )
     model, network = load_fl_model(fl_model)
-    layout = ParameterLayout.of(network)
+    layout = ParameterLayout.of(attacked(model, network))
+    labels = model.labels(samples)
     gradients = per_sample_gradient_function(model, network)
     limit = block_rows(layout.total)
 
@@ -188,7 +191,7 @@ def observe(
         for first, last in even_blocks(start * batch_size, stop * batch_size, limit):
             gradient = gradients(
                 as_input(torch.from_numpy(samples.value[first:last])),
-                torch.from_numpy(samples.label[first:last]),
+                torch.from_numpy(labels[first:last]),
             ).unflatten(0, (stop - start, -1))
             for row, part, generator in zip(mean, gradient, generators, strict=True):
                 if settings.defense_at == "sample":
@@ -217,7 +220,11 @@ def observe(
             ]
         )
 
-    label = samples.label[: wanted * batch_size].reshape(wanted, batch_size)
+    shape = (wanted, batch_size)
+    label = samples.label[: wanted * batch_size].reshape(shape)
+    tokens = None
+    if model.label_is_sample:
+        tokens = labels[: wanted * batch_size].reshape(*shape, -1).tolist()
     write_store(
         output,
         n_rows=wanted,
@@ -232,6 +239,7 @@ def observe(
             "fl_model": model.canonical(),
             "fl_model_digest": network_digest(network),
             "label": label.tolist(),
+            "tokens": tokens,
             "layout": layout.to_json(),
             "projection": projected.canonical(),
             "sample_shape": list(samples.value.shape[1:]),
