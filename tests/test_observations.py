@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from lti.data import Samples, write_selection
 from lti.errors import LTIError
 from lti.files import canonical_json, read_arrays
-from lti.fl_models import attacked, save_fl_model
+from lti.fl_models import FLTask, attacked, save_fl_model
 from lti.gradients import per_sample
 from lti.gradients.layout import ParameterLayout
 from lti.gradients.rows import StoredRows
@@ -40,7 +40,7 @@ def folder(lenet, tmp_path_factory) -> Path:
     )
     metadata = {"dataset": "x", "part": "victims", "seed": 0, "class_names": ["a"]}
     write_selection(folder / "v", victims, metadata={**metadata, "size": VICTIMS})
-    save_fl_model(folder / "m", folder / "m.json", lenet.model, 10)
+    save_fl_model(folder / "m", folder / "m.json", lenet.model, FLTask(10))
     return folder
 
 
@@ -62,6 +62,7 @@ def computed(monkeypatch) -> list[int]:
     row = 4 * 15_826
     monkeypatch.setattr(per_sample, "per_sample_gradient_function", spied)
     monkeypatch.setattr(per_sample, "BLOCK_BYTES", 4 * row)
+    monkeypatch.setattr(per_sample, "FEW", 1)
     small = StoreSettings(chunk_mib=3 * row / 2**20, shard_mib=6 * row / 2**20)
     monkeypatch.setattr("lti.gradients.store.StoreSettings", lambda: small)
     return sizes
