@@ -295,21 +295,21 @@ def test_the_loss_falls_and_the_best_epoch_is_kept(auxiliary, tmp_path, defense)
     settings = preset(epochs=6, hidden=64, learning_rate=1e-2)
     trained, history = train(settings, data, tmp_path)
     assert [record["epoch"] for record in history] == [1, 2, 3, 4, 5, 6]
-    losses = [record["train_mse"] for record in history]
+    losses = [record["train_loss"] for record in history]
     assert losses[-1] < 0.9 * losses[0]
     # The kept weights reach the lowest held-out error again, computed here from the start.
     if defense != "gauss":
         held = data.store.rows(2 * (SAMPLES - HELD), 2 * SAMPLES)[::2]
         output = trained.invert(held)[:, 0].clamp(0, 1)
         error = (output - data.value[-HELD:].float() / 255).square().mean()
-        best = min(record["held_out_mse"] for record in history)
+        best = min(record["held_out_loss"] for record in history)
         assert float(error) == pytest.approx(best, rel=1e-4)
 
 
 def test_the_papers_inverter_is_three_linear_layers_on_the_raw_gradient(auxiliary, tmp_path):
     data = auxiliary()
     trained, history = train(preset("paper"), data, tmp_path)
-    layers = [layer for layer in trained.network.decoder if isinstance(layer, nn.Linear)]
+    layers = [layer for layer in trained.network.decoder.layers if isinstance(layer, nn.Linear)]
     assert [tuple(layer.weight.shape) for layer in layers] == [(8, 15_826), (8, 8), (3072, 8)]
     rows = observed_rows(data)
     hidden = rows
@@ -375,7 +375,7 @@ def test_a_resumed_training_ends_with_the_same_weights(auxiliary, tmp_path, name
     for key, value in expected.network.state_dict().items():
         assert torch.equal(state[key], value), key
     for before, after in zip(history, again, strict=True):
-        for key in ("epoch", "train_mse", "held_out_mse", "learning_rate"):
+        for key in ("epoch", "train_loss", "held_out_loss", "learning_rate"):
             assert before[key] == after[key]
 
 
@@ -451,7 +451,7 @@ def test_every_sample_is_drawn_once_an_epoch_and_held_out_ones_never(
     assert 0.35 < float(views) < 0.65 if mirrored else float(views) == 0
     first, second = rows.split(SAMPLES - HELD)[:2]
     assert first.tolist() != second.tolist()
-    assert history[-1]["train_mse"] < history[0]["train_mse"]
+    assert history[-1]["train_loss"] < history[0]["train_loss"]
 
 
 @pytest.mark.parametrize(("defense", "memory_mib"), ROUTES)

@@ -86,7 +86,7 @@ class LearningToInvert(Attack):
             rows = slice(start, start + step)
             label = None if observations.label is None else observations.label[rows]
             output = inverter.invert(observations.gradient[rows], label)
-            parts.append(output.clamp(0, 1).cpu())
+            parts.append(output.cpu())
             progress.advance(len(output))
         return Reconstruction(torch.cat(parts))
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field
 
+from lti.data.samples import Modality
 from lti.registry import Registry, Settings
 
 if TYPE_CHECKING:
@@ -31,6 +32,8 @@ class Task:
     sample_shape: tuple[int, ...]
     batch_size: int
     classes: int
+    vocabulary: int | None = None
+    """Number of tokens; None: images."""
 
 
 @dataclass(frozen=True)
@@ -52,9 +55,12 @@ class Inverter(Settings):
 
     ``network`` returns a module of two parts with their statistics as buffers: ``encoder``
     maps ``(b, p)`` float32 gradients and their labels to ``(b, k)`` inputs, is fixed, and may
-    be applied once and for all where nothing is random; ``decoder`` maps those to
-    ``(b, B, *sample_shape)`` images and is trained.
+    be applied once and for all where nothing is random; ``decoder``, a
+    :class:`lti.inverters.network.Decoder`, maps those to samples and is trained.
     """
+
+    modality: ClassVar[Modality] = "image"
+    """What it reconstructs."""
 
     precision: ClassVar[Literal["float32", "fastest"]] = "fastest"
     """Format of the decoder's matrix products; ``fastest``: bfloat16 where it pays."""
@@ -96,5 +102,10 @@ class Inverter(Settings):
 
 
 INVERTERS: Registry[Inverter] = Registry(
-    "inverters", modules={"paper": "lti.inverters.paper", "tuned": "lti.inverters.tuned"}
+    "inverters",
+    modules={
+        "paper": "lti.inverters.paper",
+        "paper-text": "lti.inverters.paper_text",
+        "tuned": "lti.inverters.tuned",
+    },
 )

@@ -9,6 +9,8 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from lti.inverters.network import ImageDecoder
+
 __all__ = ["ResidualDecoder", "image_components"]
 
 
@@ -28,7 +30,7 @@ def image_components(image: torch.Tensor, count: int) -> tuple[torch.Tensor, tor
     return mean, vectors[:, -count:].flip(1).T.contiguous()
 
 
-class ResidualDecoder(nn.Module):
+class ResidualDecoder(ImageDecoder):
     """Encoded gradients to the images of a batch, ``(b, B, *sample_shape)``, not clamped.
 
     A linear layer, one residual block (layer normalisation, linear, GELU) and a linear

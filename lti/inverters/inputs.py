@@ -53,6 +53,8 @@ class AuxiliaryData:
     """Samples of a client batch."""
     network: nn.Module | None = None
     """The FL model, whose last layer tells samples of one batch apart; None: not known."""
+    vocabulary: int | None = None
+    """Number of tokens; None: images."""
 
     def observe(self, rows: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
         """Return what a server would receive, projected, of client batches.

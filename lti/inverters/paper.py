@@ -48,10 +48,10 @@ class PaperInverter(Inverter):
         """Return the network (see :class:`lti.inverters.Inverter`)."""
         from torch import nn
 
-        from lti.inverters.network import InverterNetwork, RawGradient
+        from lti.inverters.network import ImageLayers, InverterNetwork, RawGradient
 
         shape = (task.batch_size, *task.sample_shape)
-        decoder = nn.Sequential(
+        decoder = ImageLayers(
             nn.Linear(task.layout.total, self.hidden),
             nn.ReLU(),
             nn.Linear(self.hidden, self.hidden),

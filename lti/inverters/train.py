@@ -20,8 +20,8 @@ from lti.inverters.inputs import (
     statistics_sample,
     targets,
 )
-from lti.inverters.ordering import matched_mse
-from lti.inverters.trained import TrainedInverter, decode
+from lti.inverters.network import Decoder
+from lti.inverters.trained import TrainedInverter, precision_of
 from lti.seeding import derive_seed
 
 if TYPE_CHECKING:
@@ -31,8 +31,8 @@ __all__ = ["HISTORY", "train_inverter"]
 
 HISTORY = (
     "epoch",
-    "train_mse",
-    "held_out_mse",
+    "train_loss",
+    "held_out_loss",
     "learning_rate",
     "seconds",
     "samples_per_second",
@@ -44,7 +44,7 @@ EVALUATE_ROWS = 1024
 class _Best(NamedTuple):
     """The epoch that did best on held-out data."""
 
-    mse: float
+    loss: float
     weights: dict[str, torch.Tensor]
 
 
@@ -72,8 +72,8 @@ def train_inverter(
         memory_mib: host memory for training rows.
 
     Returns:
-        the trained inverter, and one record per epoch: ``epoch``, ``train_mse``,
-        ``held_out_mse``, ``learning_rate``, ``seconds``, ``samples_per_second``,
+        the trained inverter, and one record per epoch: ``epoch``, ``train_loss``,
+        ``held_out_loss``, ``learning_rate``, ``seconds``, ``samples_per_second``,
         ``peak_memory_mib``.
 
     Raises:
@@ -99,6 +99,7 @@ def train_inverter(
         tuple(data.value.shape[1:]),
         data.batch_size,
         data.classes,
+        data.vocabulary,
     )
     statistics = settings.statistics(task, statistics_sample(settings, data, samples - held))
     network = settings.network(task, statistics).to(compute.device)
@@ -138,37 +139,38 @@ def train_inverter(
             for group in optimizer.param_groups:
                 group["lr"] = settings.learning_rate * factor
             target = targets(value, index, data.views)
-            output = decode(network.decoder, batch, compute, settings.precision)
             label = data.labels(index) if settings.ordered_by_label else None
-            loss = matched_mse(output, target, label).mean()
+            with precision_of(settings, compute):
+                loss = network.decoder.loss(batch, target, label).mean()
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
             optimizer.step()
             total += loss.detach() * index.numel()
             seen += index.numel()
-            progress.advance(index.numel(), epoch=epoch + 1, mse=loss.detach())
+            progress.advance(index.numel(), epoch=epoch + 1, loss=loss.detach())
         network.eval()
-        mse = _evaluate(network.decoder, held_out, compute, settings.precision)
+        with precision_of(settings, compute):
+            error = _evaluate(network.decoder, held_out)
         seconds = time.monotonic() - began
         history.append(
             {
                 "epoch": epoch + 1,
-                "train_mse": float(total) / seen,
-                "held_out_mse": mse,
+                "train_loss": float(total) / seen,
+                "held_out_loss": error,
                 "learning_rate": settings.learning_rate * factor,
                 "seconds": seconds,
                 "samples_per_second": seen / seconds,
                 "peak_memory_mib": _peak_memory_mib(compute),
             }
         )
-        for loss_value in (history[-1]["train_mse"], mse):
+        for loss_value in (history[-1]["train_loss"], error):
             if not math.isfinite(loss_value):
                 raise LTIError(
                     f"the loss of epoch {epoch + 1} is {loss_value}; expected a finite number. "
                     f"Lower the learning rate ({settings.learning_rate:g})."
                 )
-        if mse < best.mse:
-            best = _Best(mse, _copy(network.decoder))
+        if error < best.loss:
+            best = _Best(error, _copy(network.decoder))
         if checkpoint.due() and epoch + 1 < settings.epochs:
             checkpoint.save(_state(network.decoder, optimizer, history, best), position=epoch + 1)
     network.decoder.load_state_dict(best.weights)
@@ -186,16 +188,10 @@ def train_inverter(
 
 
 @torch.no_grad()
-def _evaluate(
-    decoder: nn.Module,
-    held_out: tuple[torch.Tensor, torch.Tensor],
-    compute: Compute,
-    precision: str,
-) -> float:
+def _evaluate(decoder: Decoder, held_out: tuple[torch.Tensor, torch.Tensor]) -> float:
     total = 0.0
     for inputs, target in zip(*(part.split(EVALUATE_ROWS) for part in held_out), strict=True):
-        output = decode(decoder, inputs, compute, precision).clamp(0, 1)
-        total += float(matched_mse(output, target).sum())
+        total += float(decoder.error(inputs, target).sum())
     return total / len(held_out[1])
 
 
@@ -216,7 +212,7 @@ def _state(
     table = [[float(record[key]) for key in HISTORY] for record in history]
     return state | {
         "history": torch.tensor(table, dtype=torch.float64),
-        "best_mse": torch.tensor(best.mse, dtype=torch.float64),
+        "best_loss": torch.tensor(best.loss, dtype=torch.float64),
     }
 
 
@@ -238,7 +234,7 @@ def _restore(
     for record in state["history"].tolist():
         history.append(dict(zip(HISTORY, record, strict=True)))
         history[-1]["epoch"] = int(history[-1]["epoch"])
-    return _Best(float(state["best_mse"]), part("best/"))
+    return _Best(float(state["best_loss"]), part("best/"))
 
 
 def _peak_memory_mib(compute: Compute) -> float:

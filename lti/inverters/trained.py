@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 import torch
-from torch import nn
 
 from lti.compute import Compute
 from lti.defenses import DEFENSES, Defense
@@ -16,7 +16,7 @@ from lti.inverters.base import INVERTERS, Inverter, Task
 from lti.inverters.network import InverterNetwork
 from lti.projections import PROJECTIONS, Projection
 
-__all__ = ["TrainedInverter", "decode"]
+__all__ = ["TrainedInverter", "precision_of"]
 
 
 class TrainedInverter:
@@ -65,7 +65,7 @@ class TrainedInverter:
             label: int64 ``(b, B)``, where known.
 
         Returns:
-            ``(b, B, *sample_shape)`` float32, not clamped.
+            ``(b, B, *sample_shape)``: float32 images in [0, 1], or int32 tokens.
 
         Raises:
             LTIError: gradients of another size, or labels missing or of another shape.
@@ -86,7 +86,8 @@ class TrainedInverter:
             )
         device = self.compute.device
         inputs = self.network.encoder(rows.to(device), None if label is None else label.to(device))
-        return decode(self.network.decoder, inputs, self.compute, self.settings.precision)
+        with precision_of(self.settings, self.compute):
+            return self.network.decoder.reconstruct(inputs)
 
     def save(self, path: Path | str) -> None:
         """Write weights, statistics and settings to a safetensors file, atomically."""
@@ -96,6 +97,7 @@ class TrainedInverter:
             "sample_shape": list(self.task.sample_shape),
             "batch_size": self.task.batch_size,
             "classes": self.task.classes,
+            "vocabulary": self.task.vocabulary,
             "defense": self.defense.canonical(),
             "projection": self.projection.canonical(),
             "fl_model_digest": self.fl_model_digest,
@@ -119,6 +121,7 @@ class TrainedInverter:
                 tuple(card["sample_shape"]),
                 card["batch_size"],
                 card["classes"],
+                card["vocabulary"],
             )
             network = settings.network(task, state)
             network.load_state_dict(state)
@@ -140,12 +143,8 @@ class TrainedInverter:
         )
 
 
-def decode(
-    decoder: nn.Module, inputs: torch.Tensor, compute: Compute, precision: str
-) -> torch.Tensor:
-    """Apply a decoder in the format that its preset asks for; the result is float32."""
-    if precision == "float32" or compute.dtype == torch.float32:
-        return decoder(inputs.float())
-    with torch.autocast(compute.device.type, dtype=compute.dtype):
-        output = decoder(inputs)
-    return output.float()
+def precision_of(settings: Inverter, compute: Compute) -> AbstractContextManager[object]:
+    """Return the context in which a decoder runs in the format that its preset asks for."""
+    if settings.precision == "float32" or compute.dtype == torch.float32:
+        return nullcontext()
+    return torch.autocast(compute.device.type, dtype=compute.dtype)

@@ -86,6 +86,7 @@ def train_inverter(
         projection=projected,
         batch_size=batch_size,
         network=network,
+        vocabulary=selection.metadata.get("text", {}).get("vocabulary"),
     )
     stored = PROJECTIONS.parse(
         {"use": "identity"} if defended.waits_for_mean(batch_size) else projected.canonical()
@@ -129,7 +130,7 @@ def train_inverter(
     trained.save(output)
     with atomic_path(history) as temporary:
         pd.DataFrame(epochs).to_csv(temporary, index=False, lineterminator="\n")
-    best = min(epochs, key=lambda epoch: epoch["held_out_mse"])
+    best = min(epochs, key=lambda epoch: epoch["held_out_loss"])
     write_json(
         card,
         {
@@ -140,9 +141,9 @@ def train_inverter(
             "gradients": store.digest,
             "parameters": sum(p.numel() for p in trained.network.parameters()),
             "epoch": best["epoch"],
-            "held_out_mse": best["held_out_mse"],
+            "held_out_loss": best["held_out_loss"],
             "digest": network_digest(trained.network),
         },
     )
     checkpoint.clear()
-    progress.say(f"held-out MSE {best['held_out_mse']:.5f} after epoch {best['epoch']}")
+    progress.say(f"held-out loss {best['held_out_loss']:.5f} after epoch {best['epoch']}")
