@@ -260,7 +260,7 @@ def test_chain_page_has_the_paths_of_the_rules() -> None:
     patterns = re.findall(r'f"\{RESULTS\}/(.+)"', code.replace("{ATTACKED}", attacked))
     paths = {re.sub(r"\{+(\w+)\}+", r"<\1>", pattern) for pattern in patterns}
     experiments = [path for path in named if path.startswith("experiments/<experiment>/")]
-    assert len(experiments) == 4 and len(named) == 16
+    assert len(experiments) == 4 and len(named) == 17
     assert set(named) - set(experiments) <= paths
 
 
