@@ -12,15 +12,21 @@ from lti.compute import Compute
 from lti.data.samples import as_input
 from lti.defenses import DEFENSES
 from lti.errors import LTIError
+from lti.fl_models import FL_MODELS, FLTask, attacked
 from lti.gradients.layout import ParameterLayout
+from lti.gradients.per_sample import per_sample_gradient_function
 from lti.gradients.store import StoreSettings, write_store
 from lti.inverters import INVERTERS
 from lti.inverters.base import Task, TrainingSample
 from lti.inverters.inputs import AuxiliaryData
+from lti.inverters.span_decoder import SpanDecoder
+from lti.inverters.span_encoder import span_places
 from lti.inverters.text_decoder import TokenLayers
+from lti.inverters.token_inputs import TokenInputs
 from lti.inverters.train import train_inverter
 from lti.inverters.trained import TrainedInverter
 from lti.progress import Progress
+from lti.projections import PROJECTIONS
 
 CPU = Compute(torch.device("cpu"), torch.float32)
 SAMPLES, LENGTH, VOCABULARY, COORDINATES = 600, 3, 6, 60
@@ -136,3 +142,157 @@ def test_images_are_refused():
     task = Task(ParameterLayout(("layer",), ((9,),)), (3, 32, 32), 1, 10)
     with pytest.raises(LTIError, match=r"paper-text got samples of shape \(3, 32, 32\)"):
         INVERTERS["paper-text"]().network(task, {})
+
+
+# What the first layers' gradients span
+
+WINDOW, WORDS = 6, 150
+SMALL_BERT = {
+    "use": "bert",
+    "pretrained": "never",
+    "layers": 2,
+    "width": 48,
+    "heads": 4,
+    "intermediate": 64,
+}
+
+
+@pytest.fixture(scope="module", params=["transformer3", "bert"])
+def attacked_model(request):
+    """An FL model for tokens, its network and tokens with their gradients."""
+    settings = SMALL_BERT if request.param == "bert" else {"use": request.param}
+    model = FL_MODELS.parse(settings)
+    network = model.build(FLTask(2, WORDS, WINDOW, 0)).requires_grad_(False)
+    token = torch.randint(WORDS, (260, WINDOW), generator=stream(4))
+    label = token if model.label_is_sample else token[:, 0] % 2
+    gradients = per_sample_gradient_function(model, network)(token, label)
+    return model, network, token, gradients
+
+
+def test_inputs_of_the_first_layers_are_what_the_network_makes_of_tokens(attacked_model):
+    model, network, token, gradients = attacked_model
+    inputs = TokenInputs.of(network, WORDS, WINDOW)
+    layout = ParameterLayout.of(attacked(model, network))
+    seen = []
+    layer = network.get_submodule(inputs.weights[0].removesuffix(".weight"))
+    hook = layer.register_forward_pre_hook(lambda _, given: seen.append(given[0]))
+    network(token[:5])
+    hook.remove()
+    expected = inputs.token[token[:5]] + inputs.position
+    if inputs.normalisation is not None:
+        gain, shift, eps = inputs.normalisation
+        expected = functional.layer_norm(expected, (len(gain),), gain, shift, float(eps))
+    torch.testing.assert_close(seen[0], expected, rtol=1e-3, atol=1e-4)
+    assert (inputs.normalisation is not None) == (model.name == "bert")
+    # The sample's own inputs lie in the span of the gradient's rows, which has one dimension a
+    # token, and no others do.
+    weight = gradients[0, layout.slices[inputs.weights[0]]].view(-1, expected.shape[-1])
+    assert int(torch.linalg.matrix_rank(weight, rtol=1e-4)) <= WINDOW
+    basis = torch.linalg.svd(weight)[2][:WINDOW]
+    inside = (expected[0] @ basis.T).square().sum(1) / expected[0].square().sum(1)
+    assert float(inside.min()) > 0.999
+
+
+def test_networks_that_mix_tokens_at_once_have_no_such_layers():
+    class Mixing(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.embedding = nn.Embedding(9, 4)
+            self.linear = nn.Linear(4, 4)
+
+        def forward(self, token):
+            return self.linear(self.embedding(token).cumsum(1).flip(1))
+
+    assert TokenInputs.of(Mixing(), 9, 3) is None
+
+
+@pytest.mark.parametrize("batch_size", [1, 2])
+@pytest.mark.parametrize("defense", ["none", "sign"])
+def test_tokens_are_read_off_the_span(attacked_model, tmp_path, defense, batch_size):
+    model, network, token, gradients = attacked_model
+    layout = ParameterLayout.of(attacked(model, network))
+    inputs = TokenInputs.of(network, WORDS, WINDOW)
+    projection = PROJECTIONS.parse({"use": "select", "parameters": list(inputs.weights)})
+    guard = DEFENSES[defense]()
+    rows = projection.project(guard.deterministic(gradients), layout=layout)
+    store = write_store(
+        tmp_path / "g",
+        n_rows=200,
+        dim=rows.shape[1],
+        encoding=guard.encoding,
+        compress=guard.compress,
+        compute=lambda start, stop: rows[start:stop],
+        manifest=tmp_path / "g.json",
+        settings=StoreSettings(chunk_mib=1, shard_mib=4),
+    )
+    data = AuxiliaryData(
+        store=store,
+        value=token[:200].int(),
+        label=torch.zeros(200, dtype=torch.int64),
+        classes=2,
+        views=1,
+        defense=guard,
+        layout=layout,
+        projection=projection,
+        batch_size=batch_size,
+        network=network,
+        vocabulary=WORDS,
+    )
+    preset = INVERTERS["tuned-text"](epochs=8, batch_size=8, hidden=16, others=40)
+    checkpoint = Checkpoint(tmp_path / "c.safetensors", {"inverter": preset.canonical()})
+    trained, history = train_inverter(
+        preset, data, compute=CPU, checkpoint=checkpoint, progress=Progress("test")
+    )
+    mean = rows[200:].unflatten(0, (-1, batch_size)).mean(dim=1)
+    found = trained.invert(mean)
+    truth = token[200:].unflatten(0, (-1, batch_size))
+    # Samples of a batch share a span, which does not tell them apart. Chance is 1 of 150; signs
+    # of 48 inputs a layer blur the span of a small BERT.
+    there = (found[:, :, None] == truth[:, None]).any(dim=2).float().mean()
+    blurred = model.name == "bert" and defense == "sign"
+    assert float(there) > (0.25 if blurred else 0.9 if batch_size == 1 else 0.7)
+    assert history[-1]["train_loss"] < history[0]["train_loss"]
+    trained.save(tmp_path / "i")
+    loaded = TrainedInverter.load(tmp_path / "i", compute=CPU)
+    assert torch.equal(loaded.invert(mean), found)
+
+
+def test_logits_of_some_tokens_are_those_of_all(attacked_model):
+    _, network, _, _ = attacked_model
+    inputs = TokenInputs.of(network, WORDS, WINDOW)
+    width = inputs.token.shape[1]
+    decoder = SpanDecoder(
+        (2, WINDOW, WORDS),
+        widths=(5, 3, 3 * width),
+        inputs=inputs,
+        frequency=torch.full((WORDS,), 1 / WORDS),
+        hidden=8,
+        dropout=0.0,
+        others=4,
+    )
+    basis = torch.linalg.qr(torch.randn(4, width, 3, generator=stream()))[0].transpose(1, 2)
+    given = torch.cat([torch.randn(4, 5), -torch.rand(4, 3), basis.flatten(1)], dim=1)
+    whole, some = decoder(given), torch.tensor([3, 77, 149])
+    torch.testing.assert_close(decoder(given, some), whole[..., some], rtol=1e-4, atol=1e-4)
+    # The share of an input inside the span, by hand: all three directions count alike.
+    with torch.no_grad():
+        for layer in (decoder.last, decoder.weigh[2]):
+            layer.weight.zero_()
+            layer.bias.zero_()
+        decoder.bias.zero_()
+        fit = decoder(given)[:, 0] / decoder.factor.exp()
+    position = torch.arange(WINDOW)[:, None].expand(WINDOW, WORDS)
+    table = inputs.token + inputs.position[position]
+    if inputs.normalisation is not None:
+        gain, shift, eps = inputs.normalisation
+        table = functional.layer_norm(table, (width,), gain, shift, float(eps))
+    along = torch.einsum("bkd,tvd->btvk", basis, table)
+    expected = 0.5 * along.square().sum(-1) / table.square().sum(-1)
+    torch.testing.assert_close(fit, expected, rtol=1e-3, atol=1e-4)
+
+
+def test_a_projection_without_these_layers_is_refused(attacked_model):
+    network = attacked_model[1]
+    inputs = TokenInputs.of(network, WORDS, WINDOW)
+    with pytest.raises(LTIError, match=r"the projected gradient lacks .*Use projection identity"):
+        span_places(ParameterLayout(("hashed",), ((100,),)), inputs.weights)

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from lti.gradients.layout import ParameterLayout
     from lti.inverters.head import ClassifierHead
     from lti.inverters.network import InverterNetwork
+    from lti.inverters.token_inputs import TokenInputs
 
 __all__ = ["INVERTERS", "Inverter", "Task", "TrainingSample"]
 
@@ -48,6 +49,8 @@ class TrainingSample:
     samples."""
     head: ClassifierHead | None
     """The FL model's last layer, where it ends with a linear one."""
+    inputs: Callable[[], TokenInputs | None] = lambda: None
+    """Looks for what the FL model's first layers see of tokens."""
 
 
 class Inverter(Settings):
@@ -107,5 +110,6 @@ INVERTERS: Registry[Inverter] = Registry(
         "paper": "lti.inverters.paper",
         "paper-text": "lti.inverters.paper_text",
         "tuned": "lti.inverters.tuned",
+        "tuned-text": "lti.inverters.tuned_text",
     },
 )

@@ -15,6 +15,7 @@ from lti.data.samples import as_input
 from lti.gradients.batches import TrainingRows
 from lti.inverters.base import Inverter, TrainingSample
 from lti.inverters.head import ClassifierHead
+from lti.inverters.token_inputs import TokenInputs
 from lti.projections import Projection
 from lti.projections.identity import Identity
 from lti.seeding import derive_seed, torch_generator
@@ -235,7 +236,13 @@ def statistics_sample(settings: Inverter, data: AuxiliaryData, samples: int) -> 
         device = next(data.network.parameters()).device
         seen = as_input(data.value[: min(HEAD_SAMPLES, samples)]).to(device)
         head = ClassifierHead.of(data.network, seen, data.classes)
-    return TrainingSample(blocks, as_input(data.value[order[:SAMPLE_ROWS]]), head)
+
+    def inputs() -> TokenInputs | None:
+        if data.network is None or data.vocabulary is None:
+            return None
+        return TokenInputs.of(data.network, data.vocabulary, data.value.shape[1])
+
+    return TrainingSample(blocks, as_input(data.value[order[:SAMPLE_ROWS]]), head, inputs)
 
 
 def targets(value: torch.Tensor, index: torch.Tensor, views: int) -> torch.Tensor:
