@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from lti.attacks import ATTACKS, Attack
-from lti.attacks.base import as_list
+from lti.attacks import ATTACKS
+from lti.config_checks import attack_problems, experiment_problems, parsed_attacks, unknown
 from lti.data.dataset import DATASETS
-from lti.data.samples import Modality
 from lti.defenses import DEFENSES
 from lti.errors import LTIError
 from lti.fl_models import FL_MODELS
@@ -162,11 +161,11 @@ def parse_config(values: Mapping[str, Any]) -> Config:
         attempt(lambda key=key: _check_identifier(f"experiments.{key}", key))
         if key in RULES:
             problems.append(f"experiments.{key}: got the name of a rule; allowed: any other name")
-        problems += _experiment_problems(config, f"experiments.{key}", experiment)
-    for key, attack in _parsed_attacks(config):
-        problems += _attack_problems(config, f"attacks.{key}", attack)
+        problems += experiment_problems(config, f"experiments.{key}", experiment)
+    for key, attack in parsed_attacks(config):
+        problems += attack_problems(config, f"attacks.{key}", attack)
     for name in config.metrics.require:
-        problems += _unknown("metrics.require", name, METRICS)
+        problems += unknown("metrics.require", name, METRICS)
     if problems:
         raise LTIError("\n".join(problems))
     return config
@@ -177,142 +176,4 @@ def _check_identifier(where: str, key: str) -> None:
         raise LTIError(
             f"{where}: got identifier {key!r}; expected lower-case letters, digits, single dots, "
             f"dashes and underscores, since it becomes part of file names. Rename it."
-        )
-
-
-def _unknown(where: str, value: Any, known: Iterable[str]) -> Iterator[str]:
-    names = sorted(known)
-    if value not in names:
-        yield f"{where}: got {value!r}; allowed: {', '.join(names)}"
-
-
-REFERENCES = {"inverter": "inverters", "projection": "projections", "generator": "generators"}
-"""Settings of attacks that name other entries, and the section of these."""
-
-
-def _parsed_attacks(config: Config) -> Iterator[tuple[str, Attack]]:
-    for key, settings in config.attacks.items():
-        try:
-            yield key, ATTACKS.parse(settings)
-        except LTIError:
-            continue  # said of the attack itself
-
-
-def _attack_problems(config: Config, where: str, attack: Attack) -> Iterator[str]:
-    """Check the names of other entries in an attack's settings and overrides."""
-    for key, section in REFERENCES.items():
-        if key in type(attack).model_fields:
-            yield from _unknown(f"{where}.{key}", getattr(attack, key), getattr(config, section))
-    for number, override in enumerate(attack.overrides):
-        place = f"{where}.overrides[{number}]"
-        for axis, known in (("fl_model", config.fl_models), ("defense", config.defenses)):
-            for value in as_list(override["when"].get(axis, [])):
-                yield from _unknown(f"{place}.when.{axis}", value, known)
-        for key, section in REFERENCES.items():
-            if key in override:
-                yield from _unknown(f"{place}.{key}", override[key], getattr(config, section))
-
-
-def _modality(config: Config, experiment: Experiment) -> Modality | None:
-    """Return the modality of an experiment's data set; None if that is wrong itself."""
-    try:
-        return DATASETS.parse(config.datasets.get(experiment.dataset, {})).modality
-    except LTIError:
-        return None
-
-
-def _mirror_problems(config: Config, where: str, experiment: Experiment) -> Iterator[str]:
-    """An inverter that asks for mirrored images needs their gradients; text has none."""
-    if _modality(config, experiment) == "text":
-        return
-    cells: list[dict[str, Any]] = [
-        {"fl_model": fl_model, "batch_size": batch_size, "defense": defense}
-        for fl_model in experiment.fl_models
-        for batch_size in experiment.batch_sizes
-        for defense in experiment.defenses
-    ]
-    named: set[Any] = {
-        getattr(attack.on(**cell), "inverter", None)
-        for key, attack in _parsed_attacks(config)
-        if key in experiment.attacks
-        for cell in cells
-    }
-    for name in sorted(named & set(config.inverters)):
-        try:
-            inverter = INVERTERS.parse(config.inverters[name])
-        except LTIError:
-            continue  # said of the inverter itself
-        if inverter.use_mirrored and not experiment.auxiliary.mirrored:
-            yield (
-                f"{where}.auxiliary.mirrored: got False, where inverters.{name}.use_mirrored is "
-                f"True; allowed: both True, or use_mirrored False"
-            )
-
-
-def _fl_model_problems(config: Config, where: str, experiment: Experiment) -> Iterator[str]:
-    """FL models must be known, and take what the data set holds."""
-    modality = _modality(config, experiment)
-    for value in experiment.fl_models:
-        yield from _unknown(where, value, config.fl_models)
-        try:
-            taken = FL_MODELS.parse(config.fl_models.get(value, {})).modality
-        except LTIError:
-            continue  # said of the FL model itself
-        if modality not in (None, taken):
-            yield (
-                f"{where}: got {value!r}, which takes samples of modality {taken}, where data set "
-                f"{experiment.dataset} is of modality {modality}; allowed: one for {modality}"
-            )
-
-
-def _metric_problems(config: Config, where: str, experiment: Experiment) -> Iterator[str]:
-    """Metrics must be known, and compare what the data set holds."""
-    modality = _modality(config, experiment)
-    for value in experiment.metrics or ():
-        if value not in METRICS or modality in (None, METRICS[value].modality):
-            yield from _unknown(where, value, METRICS)
-            continue
-        fitting = [name for name in METRICS if METRICS[name].modality == modality]
-        yield (
-            f"{where}: got {value!r}, a metric of modality {METRICS[value].modality}, where data "
-            f"set {experiment.dataset} is of modality {modality}; allowed: {', '.join(fitting)}"
-        )
-
-
-def _include_problems(config: Config, where: str, experiment: Experiment) -> Iterator[str]:
-    named, size = experiment.victims.include, experiment.victims.size
-    if len(named) > size:
-        yield f"{where}: got {len(named)} samples; allowed: up to the number of victims, {size}"
-    for value in dict.fromkeys(value for value in named if named.count(value) > 1):
-        yield f"{where}: got {value!r} more than once; allowed: once"
-    for value in named:
-        if isinstance(value, int) and value < 0:
-            yield f"{where}: got {value}; allowed: positions of 0 or more"
-        elif isinstance(value, str) and _modality(config, experiment) == "image":
-            yield f"{where}: got {value!r} of what is no text; allowed: positions"
-
-
-def _experiment_problems(config: Config, where: str, experiment: Experiment) -> Iterator[str]:
-    yield from _unknown(f"{where}.dataset", experiment.dataset, config.datasets)
-    for axis in ("fl_models", "batch_sizes", "defenses", "attacks", "metrics"):
-        values = getattr(experiment, axis) or []
-        for value in dict.fromkeys(value for value in values if values.count(value) > 1):
-            yield f"{where}.{axis}: got {value!r} more than once; allowed: once"
-    for axis in ("defenses", "attacks"):
-        for value in getattr(experiment, axis):
-            yield from _unknown(f"{where}.{axis}", value, getattr(config, axis))
-    yield from _fl_model_problems(config, f"{where}.fl_models", experiment)
-    yield from _metric_problems(config, f"{where}.metrics", experiment)
-    yield from _mirror_problems(config, where, experiment)
-    for batch_size in experiment.batch_sizes:
-        if not 1 <= batch_size <= experiment.victims.size:
-            yield (
-                f"{where}.batch_sizes: got {batch_size}; allowed: 1 to the number of victims, "
-                f"{experiment.victims.size}"
-            )
-    yield from _include_problems(config, f"{where}.victims.include", experiment)
-    if experiment.pictured > experiment.victims.size:
-        yield (
-            f"{where}.pictured: got {experiment.pictured}; allowed: 1 to the number of victims, "
-            f"{experiment.victims.size}"
         )

@@ -457,6 +457,27 @@ def test_wikitext_is_cut_into_windows_of_all_its_rows_in_order(wiki_mirror, stri
     assert data.corpus("victims") == "WikiText-2, validation split"
 
 
+def test_wikitext_has_windows_that_begin_elsewhere_too(wiki_mirror):
+    text = "".join(ROWS[:6])
+    settings = {"use": "wikitext", "mirror": str(wiki_mirror), "length": 7}
+    plain = DATASETS.parse(settings)
+    # The second is one of the consecutive windows.
+    also = [text[3:10], text[14:21], text[12:19]]
+    assert [stream([part]).tolist() for part in also] == [
+        stream([text])[start : start + 7].tolist() for start in (3, 14, 12)
+    ]
+    samples = DATASETS.parse({**settings, "also": also}).load("victims")
+    n = len(plain.load("victims"))
+    np.testing.assert_array_equal(samples.value[:n], plain.load("victims").value)
+    np.testing.assert_array_equal(samples.value[n:], [stream([part]) for part in also[::2]])
+    np.testing.assert_array_equal(samples.index, np.arange(n + 2))
+    auxiliary = DATASETS.parse({**settings, "also": also}).load("auxiliary")
+    np.testing.assert_array_equal(auxiliary.value, plain.load("auxiliary").value)
+    for wrong, message in (("abc", "'abc' has 3 tokens; expected 7"), ("~" * 7, "is not in the")):
+        with pytest.raises(LTIError, match=message):
+            DATASETS.parse({**settings, "also": [wrong]}).load("victims")
+
+
 def test_wrong_rows_and_tokenizers_of_wikitext_are_refused(wiki_mirror):
     data = DATASETS.parse({"use": "wikitext", "mirror": str(wiki_mirror), "length": 7})
     with pytest.raises(LTIError, match=r"a tokenizer of 11 tokens; expected GPT-2's 257\. Give"):

@@ -582,11 +582,15 @@ def test_notes(victims):
     blocks = example_blocks(victims)
     card = {"fl_model": {"use": "bert", "seed": 7}, "pretrained": False}
     notes = text_notes(blocks, paper=paper_texts("cola"), fl_model=card)
-    assert notes[1] == "FL model: not pretrained, weights drawn from seed 7."
+    assert notes[1] == "FL model: not pretrained; weights drawn from seed 7."
     assert "Supplement Figure 5 (CoLA, BERT); shown where the defense" in notes[2]
     assert len(notes) == 3
-    card = {"fl_model": {"use": "bert"}, "pretrained": True, "note": "from the hub."}
-    assert text_notes(blocks, fl_model=card)[1] == "FL model: pretrained (from the hub)."
+    card["note"] = "not pretrained: as the settings say"
+    assert text_notes(blocks, fl_model=card)[1] == (
+        "FL model: not pretrained: as the settings say; weights drawn from seed 7."
+    )
+    card = {"fl_model": {"use": "bert"}, "pretrained": True, "weights": "a/b"}
+    assert text_notes(blocks, fl_model=card)[1] == "FL model: pretrained (a/b)."
     line = TextLine((Token("a␣↵", "right"),))
     marked = [TextBlock("", 1, (TextExample("", line, ()),))]
     assert text_notes(marked)[-1] == "␣ a space, ↵ the end of a line."
@@ -704,7 +708,7 @@ def test_stage_shows_the_papers_sentence_first_in_all_three(victims, tmp_path):
         f"Position {victims['index'][other]} in its split",
     ]
     assert page.rows[3][:3] == ["sign", "LTI", "100%"]
-    assert "FL model: not pretrained, weights drawn from seed 3." in page.notes
+    assert "FL model: not pretrained; weights drawn from seed 3." in page.notes
     assert "<h1>Small</h1>" in outputs["html"].read_text()
     assert outputs["pdf"].read_bytes().startswith(b"%PDF")
     assert outputs["png"].read_bytes().startswith(b"\x89PNG")

@@ -78,6 +78,52 @@ def test_a_picture_needs_the_cells_of_its_fl_model_alone(tmp_path):
     assert "lenet/b4/sign/gi-gip-full@" in output and "resnet20" not in output
 
 
+def test_figures_of_sentences_are_those_of_the_experiments_on_their_data_sets(tmp_path):
+    checkout = Checkout.fresh(tmp_path / "checkout")
+    config = yaml.safe_load((REPOSITORY / "config.yaml").read_text())
+    window = config["datasets"]["wikitext"]["also"][0]
+    for dataset, fl_model, include in (
+        ("cola", "bert-small", [1, 15, 13]),
+        ("wikitext", "transformer3", [window]),
+    ):
+        config["experiments"][f"language_{dataset}"] = {
+            "title": "Sentences",
+            "dataset": dataset,
+            "fl_models": [fl_model],
+            "defenses": ["none", "sign"],
+            "attacks": ["nearest"],
+            "auxiliary": {"size": 64},
+            "victims": {"size": 16, "include": include},
+            "pictured": 3,
+        }
+    (checkout.folder / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
+    output = checkout.run(
+        *("--dry-run", "--printshellcmds", "--quiet", "host", "--", "figure5", "figure6")
+    )
+    for name, stem in (
+        ("figure5", "results/experiments/language_cola/texts.bert-small"),
+        ("figure6", "results/experiments/language_wikitext/texts.transformer3"),
+    ):
+        found = re.search(rf"^rule {name}:\n    input: (.*)$", output, flags=re.MULTILINE)
+        assert found is not None, name
+        assert found[1].split(", ") == [f"{stem}.{end}" for end in ("html", "pdf", "png")]
+    # A tokenizer finds victims by their text, and is not asked for others.
+    commands = re.findall(r"lti select-victims .*$", output, flags=re.MULTILINE)
+    assert len(commands) == 2
+    (plain,) = (line for line in commands if "--include '[1,15,13]'" in line)
+    (by_text,) = (line for line in commands if line is not plain)
+    assert "--tokenizer" not in plain and "data/wikitext/tokenizer.json" in by_text
+    drawn = re.findall(r"lti draw-texts .*$", output, flags=re.MULTILINE)
+    assert len(drawn) == 2 and all(line.count(" --reconstructions ") == 2 for line in drawn)
+    # An experiment of text has sentences for its picture, one of images has none.
+    output = checkout.run("--dry-run", "--quiet", "host", "--", "language_cola", "quickstart")
+    for name, ending in (("language_cola", r"texts\.bert-small\.png"), ("quickstart", "lenet.png")):
+        (inputs,) = re.findall(rf"^rule {name}:\n    input: (.*)$", output, flags=re.MULTILINE)
+        assert re.search(ending, inputs)
+        assert ("texts." in inputs) == (name == "language_cola")
+        assert ("reconstructions." in inputs) == (name == "quickstart")
+
+
 def test_conda_environment_is_what_the_package_requires():
     project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
     expected = {re.sub(r"^torch(?=[<>=~!]|$)", "pytorch", item) for item in project["dependencies"]}

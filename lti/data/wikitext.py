@@ -1,7 +1,8 @@
 """WikiText: articles of the English Wikipedia, rare words replaced by ``<unk>``.
 
-Source: Merity et al., "Pointer Sentinel Mixture Models", 2016. WikiText-2 and WikiText-103
-have the same validation and test splits.
+Source: Merity et al., "Pointer Sentinel Mixture Models", 2016. The validation and test splits
+of WikiText-2 and WikiText-103 are the same articles; WikiText-2, with its smaller vocabulary, has
+more words replaced, so that windows of one are not windows of the other.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import numpy as np
 from pydantic import Field
 
 from lti.data.dataset import DATASETS, Part, check_part
+from lti.data.further import further_windows
 from lti.data.hub import MIRROR_VARIABLE, Home, from_environment, read_hub, read_mirror
 from lti.data.samples import Samples
 from lti.data.text import TextDataset, token_stream, unlabelled, windows
@@ -78,7 +80,8 @@ class WikiText(TextDataset):
     each other in their order. Nothing is left out: headings are text like any other, empty
     rows have no tokens. Windows go on from row to row and from article to article; the
     tokens at the end that fill none are dropped. ``index`` is the number of a window among
-    all of its split: its first token is ``index`` times the stride. There is no class: the
+    all of its split: its first token is ``index`` times the stride. Windows of ``also`` that
+    begin elsewhere have the numbers after the last. There is no class: the
     label is 0.
     """
 
@@ -98,6 +101,12 @@ class WikiText(TextDataset):
         "not overlap.",
     )
 
+    also: tuple[str, ...] = Field(
+        (),
+        description="Texts that victims are windows of too, wherever they begin: as they stand in "
+        "the split, `length` tokens each.",
+    )
+
     class_names: ClassVar[tuple[str, ...]] = ("text",)
 
     def tokenizer(self) -> Tokenizer:
@@ -111,8 +120,8 @@ class WikiText(TextDataset):
         is contained in a larger one of the same seed.
 
         Raises:
-            LTIError: no source can be reached, or one is incomplete or damaged, or the
-                tokenizer has another vocabulary.
+            LTIError: no source can be reached, or one is incomplete or damaged, the
+                tokenizer has another vocabulary, or ``also`` is not in the victims' split.
         """
         check_part(part)
         tokenizer = tokenizer or self.tokenizer()
@@ -133,6 +142,9 @@ class WikiText(TextDataset):
             tokens = np.concatenate(read_mirror(mirror, home, split, decode))
         stride = (self.stride or self.length) if part == "auxiliary" else self.length
         value = windows(tokens, length=self.length, stride=stride)
+        if part == "victims" and self.also:
+            further = further_windows(tokens, self.also, tokenizer, length=self.length)
+            value = np.concatenate([value, further])
         index = np.arange(len(value))
         if split == "train":
             drawn = numpy_generator(self.seed, "wikitext", "share").random(len(value))

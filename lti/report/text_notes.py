@@ -56,10 +56,7 @@ def text_notes(
         "Percentage: share of right tokens where the true one is not special."
     ]
     if fl_model is not None:
-        drawn = f"not pretrained, weights drawn from seed {fl_model['fl_model'].get('seed', 0)}"
-        weights = "pretrained" if fl_model["pretrained"] else drawn
-        more = f" ({fl_model['note'].rstrip('.')})" if fl_model.get("note") else ""
-        notes.append(f"FL model: {weights}{more}.")
+        notes.append(f"FL model: {_weights(fl_model)}.")
     if any(block.batch_size > 1 for block in blocks):
         notes.append(
             "B > 1: inside a batch, reconstructions are matched to victims so that the fewest "
@@ -79,3 +76,11 @@ def text_notes(
     if marks := [f"{mark} {words}" for mark, words in _MARKS.items() if mark in shown]:
         notes.append(f"{', '.join(marks)}.")
     return notes
+
+
+def _weights(card: Mapping[str, Any]) -> str:
+    """Return in words where an FL model's weights are from."""
+    if card["pretrained"]:
+        return f"pretrained ({card['weights']})" if "weights" in card else "pretrained"
+    reason = str(card.get("note", "not pretrained")).rstrip(".")
+    return f"{reason}; weights drawn from seed {card['fl_model']['seed']}"
