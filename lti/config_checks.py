@@ -11,7 +11,7 @@ from lti.data.dataset import DATASETS
 from lti.data.samples import Modality
 from lti.errors import LTIError
 from lti.fl_models import FL_MODELS
-from lti.inverters import INVERTERS
+from lti.inverters import INVERTERS, Inverter
 from lti.metrics import METRICS
 
 if TYPE_CHECKING:
@@ -63,10 +63,8 @@ def _modality(config: Config, experiment: Experiment) -> Modality | None:
         return None
 
 
-def _mirror_problems(config: Config, where: str, experiment: Experiment) -> Iterator[str]:
-    """An inverter that asks for mirrored images needs their gradients; text has none."""
-    if _modality(config, experiment) == "text":
-        return
+def _inverters(config: Config, experiment: Experiment) -> Iterator[tuple[str, Inverter]]:
+    """Yield the inverters of an experiment's cells whose settings are right, by identifier."""
     cells: list[dict[str, Any]] = [
         {"fl_model": fl_model, "batch_size": batch_size, "defense": defense}
         for fl_model in experiment.fl_models
@@ -81,10 +79,22 @@ def _mirror_problems(config: Config, where: str, experiment: Experiment) -> Iter
     }
     for name in sorted(named & set(config.inverters)):
         try:
-            inverter = INVERTERS.parse(config.inverters[name])
+            yield name, INVERTERS.parse(config.inverters[name])
         except LTIError:
             continue  # said of the inverter itself
-        if inverter.use_mirrored and not experiment.auxiliary.mirrored:
+
+
+def _inverter_problems(config: Config, where: str, experiment: Experiment) -> Iterator[str]:
+    """Inverters must make what the data set holds, and find the mirrored images they ask for."""
+    modality = _modality(config, experiment)
+    for name, inverter in _inverters(config, experiment):
+        if modality not in (None, inverter.modality):
+            yield (
+                f"{where}.attacks: got one with inverters.{name}, which makes samples of modality "
+                f"{inverter.modality}, where data set {experiment.dataset} is of modality "
+                f"{modality}; allowed: an inverter for {modality}"
+            )
+        elif inverter.use_mirrored and modality == "image" and not experiment.auxiliary.mirrored:
             yield (
                 f"{where}.auxiliary.mirrored: got False, where inverters.{name}.use_mirrored is "
                 f"True; allowed: both True, or use_mirrored False"
@@ -146,7 +156,7 @@ def experiment_problems(config: Config, where: str, experiment: Experiment) -> I
             yield from unknown(f"{where}.{axis}", value, getattr(config, axis))
     yield from _fl_model_problems(config, f"{where}.fl_models", experiment)
     yield from _metric_problems(config, f"{where}.metrics", experiment)
-    yield from _mirror_problems(config, where, experiment)
+    yield from _inverter_problems(config, where, experiment)
     for batch_size in experiment.batch_sizes:
         if not 1 <= batch_size <= experiment.victims.size:
             yield (

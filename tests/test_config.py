@@ -109,6 +109,11 @@ def test_the_shipped_configuration_is_valid():
             {"use": "transformer3"},
             r"small\.fl_models: got 'lenet', which takes samples of modality text, where",
         ),
+        (
+            "inverters/tuned",
+            {"use": "paper-text"},
+            r"small\.attacks: got one with inverters\.tuned, which makes samples of modality text",
+        ),
         ("fl_models/lenet/seed", "x", r"fl_models\.lenet\.seed: got 'x'; .*integer"),
         ("defenses/gauss/sigma", 0, r"defenses\.gauss\.sigma: got 0; .*greater than 0"),
         ("defenses/gauss/sgma", 1, r"gauss\.sgma: unknown key \(value 1\); .*: defense_at, sigma"),

@@ -876,9 +876,9 @@ def experiment(dataset: str, **auxiliary) -> dict:
     return {
         "title": dataset,
         "dataset": dataset,
-        "fl_models": ["lenet"],
+        "fl_models": ["lenet" if dataset == "photos" else "transformer3"],
         "defenses": ["none"],
-        "attacks": ["lti"],
+        "attacks": ["lti" if dataset == "photos" else "lti-text"],
         "auxiliary": {"size": 160, **auxiliary},
         "victims": {"size": 8},
         "pictured": 4,
@@ -888,13 +888,19 @@ def experiment(dataset: str, **auxiliary) -> dict:
 def test_a_plan_has_mirror_images_of_images_alone():
     values = {
         "datasets": {"python-docs": {"use": "python-docs"}, "photos": {"use": "photos"}},
-        "fl_models": {"lenet": {"use": "lenet"}},
+        "fl_models": {"lenet": {"use": "lenet"}, "transformer3": {"use": "transformer3"}},
         "defenses": {"none": {"use": "none"}},
-        "inverters": {"tuned": {"use": "tuned"}},
-        "attacks": {"lti": {"use": "lti", "inverter": "tuned"}},
+        "inverters": {
+            "tuned": {"use": "tuned"},
+            "text": {"use": "paper-text", "use_mirrored": True},
+        },
+        "attacks": {
+            "lti": {"use": "lti", "inverter": "tuned"},
+            "lti-text": {"use": "lti", "inverter": "text"},
+        },
         "experiments": {
             "words": experiment("python-docs"),
-            # No contradiction, and `tuned` asks for mirror images in vain: there are none.
+            # No contradiction, and `text` asks for mirror images in vain: there are none.
             "others": experiment("python-docs", mirrored=False),
             "patches": experiment("photos"),
         },
@@ -912,7 +918,10 @@ def test_the_workflow_finds_near_copies(tmp_path):
     checkout.configure(
         {
             "datasets.python-docs": {"use": "python-docs", "vocabulary": 300},
+            "fl_models.transformer3": {"use": "transformer3"},
             "defenses.none": {"use": "none"},
+            "inverters.text": {"use": "paper-text"},
+            "attacks.lti-text": {"use": "lti", "inverter": "text"},
             "experiments": {"words": experiment("python-docs")},
         }
     )
