@@ -876,7 +876,7 @@ def experiment(dataset: str, **auxiliary) -> dict:
     return {
         "title": dataset,
         "dataset": dataset,
-        "fl_models": ["lenet"],
+        "fl_models": ["lenet" if dataset == "photos" else "transformer3"],
         "defenses": ["none"],
         "attacks": ["lti"],
         "auxiliary": {"size": 160, **auxiliary},
@@ -888,7 +888,7 @@ def experiment(dataset: str, **auxiliary) -> dict:
 def test_a_plan_has_mirror_images_of_images_alone():
     values = {
         "datasets": {"python-docs": {"use": "python-docs"}, "photos": {"use": "photos"}},
-        "fl_models": {"lenet": {"use": "lenet"}},
+        "fl_models": {"lenet": {"use": "lenet"}, "transformer3": {"use": "transformer3"}},
         "defenses": {"none": {"use": "none"}},
         "inverters": {"tuned": {"use": "tuned"}},
         "attacks": {"lti": {"use": "lti", "inverter": "tuned"}},
@@ -912,6 +912,7 @@ def test_the_workflow_finds_near_copies(tmp_path):
     checkout.configure(
         {
             "datasets.python-docs": {"use": "python-docs", "vocabulary": 300},
+            "fl_models.transformer3": {"use": "transformer3"},
             "defenses.none": {"use": "none"},
             "experiments": {"words": experiment("python-docs")},
         }
