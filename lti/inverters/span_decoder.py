@@ -16,6 +16,8 @@ from lti.inverters.token_inputs import TokenInputs
 __all__ = ["SpanDecoder"]
 
 SPECTRUM_WIDTH = 32  # of the network that weighs directions
+FACTOR = 60.0  # of the fit, at the start: more than any difference of log frequencies
+CERTAIN = 4.0  # logit at which weights start: for directions that tokens can fill, or against
 
 
 class SpanDecoder(TokenDecoder):
@@ -23,8 +25,8 @@ class SpanDecoder(TokenDecoder):
 
     A token v fits position t as far as its input c(v, t) lies in the span:
     ``sum_k w_k (q_k . c(v, t))^2 / |c(v, t)|^2``. How much a direction counts, ``w_k`` in
-    [0, 1], a small network reads off the spectrum: without a defense the first 16 count and
-    the others not, with noise it is a matter of degree. To this, times a learned factor, is
+    [0, 1], a small network reads off the spectrum, starting with as many directions as there
+    are tokens, which is right without a defense. To this, times a learned factor, is
     added what a residual network on the features says: a vector for each position, times the
     tokens' embeddings, and a bias for each token.
 
@@ -72,10 +74,9 @@ class SpanDecoder(TokenDecoder):
         embedding = token - token.mean(dim=0)
         self.register_buffer("embedding", embedding / embedding.square().mean().sqrt())
 
-        self.weigh = nn.Sequential(
-            nn.Linear(2, SPECTRUM_WIDTH), nn.GELU(), nn.Linear(SPECTRUM_WIDTH, 1)
-        )
-        self.factor = nn.Parameter(torch.tensor(math.log(20.0)))
+        weigh = nn.Linear(SPECTRUM_WIDTH, 1)
+        self.weigh = nn.Sequential(nn.Linear(2, SPECTRUM_WIDTH), nn.GELU(), weigh)
+        self.factor = nn.Parameter(torch.tensor(math.log(FACTOR)))
         self.first = nn.Linear(widths[0], hidden)
         self.block = nn.Linear(hidden, hidden)
         self.last = nn.Linear(hidden, batch * length * width)
@@ -88,6 +89,8 @@ class SpanDecoder(TokenDecoder):
             nn.init.zeros_(layer.bias)
         nn.init.normal_(self.last.weight, std=0.1 / math.sqrt(hidden * width))
         nn.init.zeros_(self.last.bias)
+        nn.init.zeros_(weigh.weight)
+        nn.init.zeros_(weigh.bias)
 
     def forward(self, inputs: torch.Tensor, tokens: torch.Tensor | None = None) -> torch.Tensor:
         """Return the logits of ``tokens`` (m,), or of all: ``(b, B, length, m)``."""
@@ -122,8 +125,11 @@ class SpanDecoder(TokenDecoder):
         self, spectrum: torch.Tensor, basis: torch.Tensor, tokens: torch.Tensor | None
     ) -> torch.Tensor:
         """Return how far tokens lie in the spans, ``(b, length, m)`` in [0, 1]."""
-        rank = torch.linspace(0, 1, spectrum.shape[1], device=spectrum.device).expand_as(spectrum)
-        weight = self.weigh(torch.stack([spectrum, rank], dim=2))[..., 0].float().sigmoid()
+        filled = self.sizes[0] * self.sizes[1]
+        rank = torch.arange(spectrum.shape[1], device=spectrum.device)
+        start = torch.where(rank < filled, CERTAIN, -CERTAIN)
+        seen = torch.stack([spectrum, (rank / filled).expand_as(spectrum)], dim=2)
+        weight = (start + self.weigh(seen)[..., 0].float()).sigmoid()
         token = self.token if tokens is None else self.token[tokens]
         # In float32: squares of small differences.
         with torch.autocast(spectrum.device.type, enabled=False):
