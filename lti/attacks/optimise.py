@@ -10,7 +10,7 @@ from abc import abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from lti.attacks.base import Attack, Observations, Reconstruction
 from lti.attacks.matching import COSINE, Distances, MatchingObjective, matching_objective
@@ -30,9 +30,6 @@ if TYPE_CHECKING:
 __all__ = ["OptimisationAttack", "Problems"]
 
 MEMORY_MIB = 1024.0  # on the processor; on a GPU half of what is free
-# Measured: temporary floats per coordinate of a sample's gradient, 14 with LeNet and 20 with
-# ResNet20, activations included.
-FLOATS_PER_COORDINATE = 24
 
 
 @dataclass(frozen=True)
@@ -63,6 +60,10 @@ class Problems:
 
 class OptimisationAttack(Attack):
     """Base of the attacks that match gradients, label by label: labels are given."""
+
+    # Measured: temporary floats per coordinate of a sample's gradient, 14 with LeNet and 20 with
+    # ResNet20, activations included.
+    floats_per_coordinate: ClassVar[int] = 24
 
     def reconstruct(
         self,
@@ -162,7 +163,7 @@ class OptimisationAttack(Attack):
 
     def floats_per_problem(self, observations: Observations, knowledge: Any) -> int:
         """Return the float32 numbers that a problem takes: here, what matching takes."""
-        return FLOATS_PER_COORDINATE * observations.batch_size * observations.gradient.shape[1]
+        return self.floats_per_coordinate * observations.batch_size * observations.gradient.shape[1]
 
     def read_out(self, kept: torch.Tensor, observations: Observations) -> torch.Tensor:
         """Return samples ``(n, B, *sample_shape)`` of what was kept, on any device."""

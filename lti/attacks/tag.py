@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import Field
 
@@ -23,6 +23,7 @@ __all__ = ["Tag", "nearest_tokens"]
 START = 0.1  # the standard deviation of the start, and where it is cut off
 EPSILON = 1e-6  # of AdamW
 
+COPIES_OF_LOGITS = 3  # with what the softmax keeps
 READ_OUT_BYTES = 64 * 2**20  # of similarities at once
 
 
@@ -38,6 +39,9 @@ class Tag(OptimisationAttack):
     loss compares with the tokens themselves, so there the attack is handed, as labels, what it
     looks for; neither start nor read-out looks at them.
     """
+
+    # Measured: 6.4 with the transformer and 7.6 with a small BERT.
+    floats_per_coordinate: ClassVar[int] = 10
 
     iterations: int = Field(1000, ge=2, description="Steps of AdamW.")
     learning_rate: float = Field(
@@ -62,6 +66,15 @@ class Tag(OptimisationAttack):
         weight = self.l1 * layer_weights(observations.layout)
         device = next(observations.network.parameters()).device
         return tag_distances(weight.to(device))
+
+    def floats_per_problem(self, observations: Observations, knowledge: Any) -> int:
+        """Return what matching takes, and what a language model's logits do (see the base)."""
+        model, network = observations.model, observations.network
+        matching = super().floats_per_problem(observations, knowledge)
+        if not model.label_is_sample:
+            return matching
+        positions = observations.batch_size * observations.sample_shape[0]
+        return matching + COPIES_OF_LOGITS * positions * len(model.token_embedding(network))
 
     def start_shape(self, observations: Observations, knowledge: Any) -> tuple[int, ...]:
         """Return ``(B, T, d)``.

@@ -48,11 +48,11 @@ class _Size(torch.autograd.Function):
     def forward(ctx: Any, residual: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
         ctx.save_for_backward(residual, weight)
         square = torch.linalg.vector_norm(residual, dim=1).square()
-        return 0.5 * (square + residual.abs() @ weight)
+        return 0.5 * (square + residual.abs().mul_(weight).sum(dim=1))
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, size: torch.Tensor) -> tuple[torch.Tensor, None]:  # type: ignore[override]
+    def backward(ctx: Any, size: torch.Tensor) -> tuple[torch.Tensor, None]:
         residual, weight = ctx.saved_tensors
         slope = torch.addcmul(residual, residual.sign(), weight, value=0.5)
         return slope.mul_(size[:, None]), None

@@ -72,7 +72,7 @@ class _CrossEntropy(torch.autograd.Function):
         ctx.save_for_backward(weight, label, derivative, probability)
 
     @staticmethod
-    def backward(ctx: Any, loss: Any, derivative: Any, probability: Any) -> Any:  # type: ignore[override]
+    def backward(ctx: Any, loss: Any, derivative: Any, probability: Any) -> Any:
         weight, label, slope, probability = ctx.saved_tensors
         total = None
         if loss is not None:
