@@ -11,14 +11,14 @@ import torch
 from torch import nn
 
 from lti.attacks import ATTACKS, Observations, Reconstruction
+from lti.attacks.images import total_variation
 from lti.attacks.matching import (
     cosine_distance,
     matching_objective,
     nonzero_cosine_distance,
     sign_hinge,
 )
-from lti.attacks.minimise import evenly_spaced, minimise
-from lti.attacks.optimise import total_variation
+from lti.attacks.minimise import evenly_spaced, minimise, tenfold_decay
 from lti.checkpoint import Checkpoint
 from lti.compute import Compute
 from lti.defenses import DEFENSES
@@ -254,7 +254,8 @@ def descend(start: torch.Tensor, checkpoint: Checkpoint, steps: Steps, **setting
         (x,) = variables
         return (x - 0.25).square().sum(dim=1), x
 
-    defaults = {"iterations": 30, "learning_rate": 0.1, "record": evenly_spaced(30)}
+    defaults = {"iterations": 30, "record": evenly_spaced(30)}
+    defaults["schedule"] = tenfold_decay(0.1, iterations=30)
     return minimise(
         evaluate, [start], checkpoint=checkpoint, progress=steps, **(defaults | settings)
     )
@@ -298,7 +299,7 @@ def test_the_layout_of_a_gradient_does_not_matter(tmp_path, boxed):
             evaluate,
             [torch.zeros(2, 3, 4)],
             iterations=20,
-            learning_rate=0.1,
+            schedule=tenfold_decay(0.1, iterations=20),
             record=evenly_spaced(20),
             checkpoint=Checkpoint(tmp_path / str(turned), {}, every_seconds=1e9),
             progress=Steps(),

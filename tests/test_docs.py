@@ -267,7 +267,7 @@ def test_chain_page_has_the_paths_of_the_rules() -> None:
 def test_attacks_page_has_the_defaults() -> None:
     page = (ROOT / "docs" / "attacks.md").read_text()
     rows = re.findall(r"^\| `([\w-]+)` \| `(\w+)` \| [^|]+ \| ([^|]+) \|$", page, re.M)
-    assert {attack for attack, _, _ in rows} == {"ig", "gi-gip"}
+    assert {attack for attack, _, _ in rows} == {"ig", "gi-gip", "tag"}
     for attack, setting, default in rows:
         assert ATTACKS[attack].model_fields[setting].default == float(default), (attack, setting)
 

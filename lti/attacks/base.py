@@ -219,5 +219,6 @@ ATTACKS: Registry[Attack] = Registry(
         "ig": "lti.attacks.ig",
         "lti": "lti.attacks.lti",
         "nearest": "lti.attacks.nearest",
+        "tag": "lti.attacks.tag",
     },
 )

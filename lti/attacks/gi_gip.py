@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, ClassVar
 
 from pydantic import Field
 
-from lti.attacks.base import ATTACKS, Need
-from lti.attacks.minimise import Minimum, minimise
-from lti.attacks.optimise import OptimisationAttack, Problems
+from lti.attacks.base import ATTACKS, Need, Observations
+from lti.attacks.images import ImageMatching
+from lti.attacks.minimise import Minimum, minimise, tenfold_decay
+from lti.attacks.optimise import Problems
 
 if TYPE_CHECKING:
     import torch
@@ -26,7 +27,7 @@ COPIES_OF_WEIGHTS = 8
 
 
 @ATTACKS.register("gi-gip", source="Jeon et al. 2021 (GI-GIP); Wu et al. 2023, supplement A")
-class GenerativeImagePrior(OptimisationAttack):
+class GenerativeImagePrior(ImageMatching):
     """Search a trained generator's latents, then fit its weights to the victims.
 
     Objective: the defense's matching distance + ``tv`` x total variation of what the
@@ -65,21 +66,22 @@ class GenerativeImagePrior(OptimisationAttack):
         """Steps of both stages, every restart counted."""
         return self.restarts * self.iterations_latent + self.iterations_weights
 
-    def floats_per_problem(self, matching: int, knowledge: TrainedGenerator) -> int:
+    def floats_per_problem(self, observations: Observations, knowledge: TrainedGenerator) -> int:
         """Return the larger of the two stages' memory (see the base)."""
+        matching = super().floats_per_problem(observations, knowledge)
         weights = sum(parameter.numel() for parameter in knowledge.network.parameters())
         return max(self.restarts * matching, matching + COPIES_OF_WEIGHTS * weights)
 
     def start_shape(
-        self, batch_size: int, sample_shape: tuple[int, ...], knowledge: TrainedGenerator
+        self, observations: Observations, knowledge: TrainedGenerator
     ) -> tuple[int, ...]:
         """Return ``(restarts, B, latent)``.
 
         Raises:
             LTIError: the generator makes samples of another shape.
         """
-        knowledge.check_shape(sample_shape)
-        return (self.restarts, batch_size, knowledge.settings.latent)
+        knowledge.check_shape(observations.sample_shape)
+        return (self.restarts, observations.batch_size, knowledge.settings.latent)
 
     def solve(
         self,
@@ -114,13 +116,13 @@ class GenerativeImagePrior(OptimisationAttack):
         def evaluate(variables: list[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
             (latent,) = variables
             sample = prior.network(latent.flatten(0, 1)).unflatten(0, latent.shape[:2])
-            return repeated.objective(sample), latent
+            return self.objective(repeated, sample), latent
 
         return minimise(
             evaluate,
             [start.flatten(0, 1)],
             iterations=self.iterations_latent,
-            learning_rate=self.learning_rate_latent,
+            schedule=tenfold_decay(self.learning_rate_latent, iterations=self.iterations_latent),
             record=record,
             checkpoint=problems.checkpoint("latents"),
             progress=problems.progress,
@@ -138,13 +140,13 @@ class GenerativeImagePrior(OptimisationAttack):
 
         def evaluate(variables: list[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
             sample = prior.network.forward_each(dict(zip(weights, variables, strict=True)), latent)
-            return problems.objective(sample), sample
+            return self.objective(problems, sample), sample
 
         return minimise(
             evaluate,
             [value.detach().expand(len(latent), *value.shape) for value in weights.values()],
             iterations=self.iterations_weights,
-            learning_rate=self.learning_rate_weights,
+            schedule=tenfold_decay(self.learning_rate_weights, iterations=self.iterations_weights),
             record=record,
             checkpoint=problems.checkpoint("weights"),
             progress=problems.progress,

@@ -6,9 +6,10 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
 
-from lti.attacks.base import ATTACKS
-from lti.attacks.minimise import Minimum, minimise
-from lti.attacks.optimise import OptimisationAttack, Problems
+from lti.attacks.base import ATTACKS, Observations
+from lti.attacks.images import ImageMatching
+from lti.attacks.minimise import Minimum, minimise, tenfold_decay
+from lti.attacks.optimise import Problems
 
 if TYPE_CHECKING:
     import torch
@@ -17,7 +18,7 @@ __all__ = ["InvertingGradients"]
 
 
 @ATTACKS.register("ig", source="Geiping et al. 2020; Wu et al. 2023, supplement A")
-class InvertingGradients(OptimisationAttack):
+class InvertingGradients(ImageMatching):
     """Adam on the sign of the objective's gradient, from noise, inside the box [0, 1].
 
     Objective: the defense's matching distance + ``tv`` x total variation.
@@ -31,11 +32,9 @@ class InvertingGradients(OptimisationAttack):
         """Steps of Adam."""
         return self.iterations
 
-    def start_shape(
-        self, batch_size: int, sample_shape: tuple[int, ...], knowledge: Any
-    ) -> tuple[int, ...]:
+    def start_shape(self, observations: Observations, knowledge: Any) -> tuple[int, ...]:
         """Return ``(B, *sample_shape)``."""
-        return (batch_size, *sample_shape)
+        return (observations.batch_size, *observations.sample_shape)
 
     def solve(
         self, problems: Problems, start: torch.Tensor, step: torch.Tensor, knowledge: Any
@@ -44,13 +43,13 @@ class InvertingGradients(OptimisationAttack):
 
         def evaluate(variables: list[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
             (image,) = variables
-            return problems.objective(image), image
+            return self.objective(problems, image), image
 
         return minimise(
             evaluate,
             [start],
             iterations=self.iterations,
-            learning_rate=self.learning_rate,
+            schedule=tenfold_decay(self.learning_rate, iterations=self.iterations),
             record=step,
             checkpoint=problems.checkpoint("images"),
             progress=problems.progress,

@@ -10,12 +10,10 @@ from abc import abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-from pydantic import Field
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from lti.attacks.base import Attack, Observations, Reconstruction
-from lti.attacks.matching import MatchingObjective, matching_objective
+from lti.attacks.matching import COSINE, Distances, MatchingObjective, matching_objective
 from lti.attacks.minimise import Minimum, evenly_spaced
 from lti.checkpoint import Checkpoint
 from lti.compute import memory_budget
@@ -29,12 +27,9 @@ if TYPE_CHECKING:
     from lti.compute import Compute
     from lti.progress import Progress
 
-__all__ = ["OptimisationAttack", "Problems", "total_variation"]
+__all__ = ["OptimisationAttack", "Problems"]
 
 MEMORY_MIB = 1024.0  # on the processor; on a GPU half of what is free
-# Measured: temporary floats per coordinate of a sample's gradient, 14 with LeNet and 20 with
-# ResNet20, activations included.
-FLOATS_PER_COORDINATE = 24
 
 
 @dataclass(frozen=True)
@@ -44,9 +39,8 @@ class Problems:
     observed: torch.Tensor
     """``(n, p)``."""
     label: torch.Tensor
-    """int64 ``(n, B)``."""
+    """What the loss compares with: int64 ``(n, B)``, or tokens ``(n, B, T)``."""
     distance: MatchingObjective
-    tv: float
     checkpoint: Callable[[str], Checkpoint]
     """The checkpoint of a stage."""
     progress: Progress
@@ -59,16 +53,17 @@ class Problems:
             label=self.label.repeat_interleave(times, dim=0),
         )
 
-    def objective(self, sample: torch.Tensor) -> torch.Tensor:
-        """Return distance + ``tv`` x mean total variation of ``(n, B, c, h, w)``: ``(n,)``."""
-        smooth = total_variation(sample.flatten(0, 1)).unflatten(0, sample.shape[:2]).mean(dim=1)
-        return self.distance(sample, self.label, self.observed) + self.tv * smooth
+    def matching(self, sample: torch.Tensor) -> torch.Tensor:
+        """Return the distances of ``(n, B, ...)``: ``(n,)``."""
+        return self.distance(sample, self.label, self.observed)
 
 
 class OptimisationAttack(Attack):
     """Base of the attacks that match gradients, label by label: labels are given."""
 
-    tv: float = Field(1e-4, ge=0, description="Weight of the total variation.")
+    # Measured: temporary floats per coordinate of a sample's gradient, 14 with LeNet and 20 with
+    # ResNet20, activations included.
+    floats_per_coordinate: ClassVar[int] = 24
 
     def reconstruct(
         self,
@@ -99,18 +94,18 @@ class OptimisationAttack(Attack):
                 f"attack {self.name} got observations under {observations.projection.canonical()}; "
                 f"expected whole gradients. Give the observations of an identity projection."
             )
-        count, batch_size = len(observations.gradient), observations.batch_size
-        coordinates = batch_size * observations.gradient.shape[1]
-        per_problem = self.floats_per_problem(FLOATS_PER_COORDINATE * coordinates, knowledge)
+        count = len(observations.gradient)
+        per_problem = self.floats_per_problem(observations, knowledge)
         at_once = max(1, memory_budget(compute.device, MEMORY_MIB) // (4 * per_problem))
         progress.start(total=self.steps_per_victim * count, unit="victim-steps")
-        shape = self.start_shape(batch_size, observations.sample_shape, knowledge)
+        shape = self.start_shape(observations, knowledge)
         start = torch.randn((count, *shape), generator=torch_generator(seed, self.name, "start"))
         distance = matching_objective(
             observations.model,
             observations.network,
             defense=observations.defense,
-            batch_size=batch_size,
+            batch_size=observations.batch_size,
+            distances=self.distances(observations),
         )
         step = evenly_spaced(self.iterations_in_all)
         parts = []
@@ -136,18 +131,18 @@ class OptimisationAttack(Attack):
                 observed.to(compute.device),
                 label.to(compute.device),
                 distance,
-                self.tv,
                 checkpoint,
                 progress,
             )
-            parts.append(self.solve(problems, start[rows].to(compute.device), step, knowledge))
+            begin = start[rows].to(compute.device)
+            parts.append(self.solve(problems, begin, step, knowledge))
         if failed := sum(int((~torch.isfinite(part.lowest)).sum()) for part in parts):
             raise LTIError(
                 f"the objective of {failed} victim batches was never a finite number. Lower the "
                 f"learning rate of {self.name}."
             )
         return Reconstruction(
-            torch.cat([part.kept for part in parts]).cpu(),
+            self.read_out(torch.cat([part.kept for part in parts]), observations).cpu(),
             torch.cat([part.objective for part in parts]).cpu(),
             step,
         )
@@ -162,21 +157,27 @@ class OptimisationAttack(Attack):
         """Steps that are spent on one victim batch, restarts included."""
         return self.iterations_in_all
 
-    def floats_per_problem(self, matching: int, knowledge: Any) -> int:
-        """Return the float32 numbers that a problem takes, given what matching takes."""
-        return matching
+    def distances(self, observations: Observations) -> Distances:
+        """Return how gradients are compared."""
+        return COSINE
+
+    def floats_per_problem(self, observations: Observations, knowledge: Any) -> int:
+        """Return the float32 numbers that a problem takes: here, what matching takes."""
+        return self.floats_per_coordinate * observations.batch_size * observations.gradient.shape[1]
+
+    def read_out(self, kept: torch.Tensor, observations: Observations) -> torch.Tensor:
+        """Return samples ``(n, B, *sample_shape)`` of what was kept, on any device."""
+        return kept
 
     @abstractmethod
-    def start_shape(
-        self, batch_size: int, sample_shape: tuple[int, ...], knowledge: Any
-    ) -> tuple[int, ...]:
+    def start_shape(self, observations: Observations, knowledge: Any) -> tuple[int, ...]:
         """Return the shape of a problem's starting point, which is drawn from N(0, 1)."""
 
     @abstractmethod
     def solve(
         self, problems: Problems, start: torch.Tensor, step: torch.Tensor, knowledge: Any
     ) -> Minimum:
-        """Return samples ``(n, B, *sample_shape)`` in [0, 1] of lowest objective.
+        """Return the samples of lowest objective, ``(n, B, ...)``, before the read-out.
 
         Args:
             problems: what to match.
@@ -184,14 +185,3 @@ class OptimisationAttack(Attack):
             step: the steps of all ``iterations_in_all`` at which to record the objective.
             knowledge: what ``load`` returned.
         """
-
-
-def total_variation(image: torch.Tensor) -> torch.Tensor:
-    """Return the anisotropic total variation of ``(b, c, h, w)`` images, ``(b,)``.
-
-    The mean absolute difference of vertical neighbours plus that of horizontal ones
-    (Geiping et al. 2020, public code), summed so that images are independent.
-    """
-    down = (image[:, :, 1:, :] - image[:, :, :-1, :]).abs().mean(dim=(1, 2, 3))
-    right = (image[:, :, :, 1:] - image[:, :, :, :-1]).abs().mean(dim=(1, 2, 3))
-    return down + right

@@ -112,6 +112,27 @@ class FLModel(Settings):
                 instead of integers also their probabilities, with one more dimension.
         """
 
+    def loss_at(
+        self,
+        network: nn.Module,
+        weights: Mapping[str, torch.Tensor],
+        fixed: Mapping[str, torch.Tensor],
+        x: torch.Tensor,
+        label: torch.Tensor,
+    ) -> torch.Tensor:
+        """Return the loss of inputs under given parameters, for derivatives.
+
+        Args:
+            network: the architecture.
+            weights: parameters that may be differentiated, by name.
+            fixed: all others: no gradient is asked of them.
+            x: ``(b, ...)``.
+            label: as of ``loss``.
+        """
+        from torch.func import functional_call
+
+        return self.loss(functional_call(network, {**fixed, **weights}, (x,)), label)
+
     def labels(self, samples: Samples) -> np.ndarray:
         """Return what the loss compares with: int64 ``(n,)``, or tokens ``(n, T)``."""
         return samples.value.astype("int64") if self.label_is_sample else samples.label

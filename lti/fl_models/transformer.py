@@ -104,14 +104,19 @@ class Transformer(nn.Module):
         self.token = nn.Embedding(vocabulary, width)
         self.decoder = nn.Linear(width, vocabulary)
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Map int64 ``(b, T)`` or float ``(b, T, d)`` to ``(b, T, vocabulary)``."""
+    def forward(self, x: torch.Tensor, *, decode: bool = True) -> torch.Tensor:
+        """Map int64 ``(b, T)`` or float ``(b, T, d)`` to ``(b, T, vocabulary)``.
+
+        Args:
+            x: tokens or embeddings.
+            decode: False returns what the decoder would be given, ``(b, T, d)``.
+        """
         if not x.is_floating_point():
             x = self.token(x)
         x = x * math.sqrt(x.shape[-1]) + self.position.weight[: x.shape[-2]]
         for layer in self.layers:
             x = layer(x)
-        return self.decoder(x)
+        return self.decoder(x) if decode else x
 
     @torch.no_grad()
     def initialise(self, generator: torch.Generator) -> None:

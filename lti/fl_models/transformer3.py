@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 from pydantic import Field
@@ -101,6 +102,25 @@ class Transformer3(FLModel):
         else:
             score = logarithm.gather(-1, following[..., None])[..., 0]
         return -score[:, :-1].mean()
+
+    def loss_at(
+        self,
+        network: nn.Module,
+        weights: Mapping[str, torch.Tensor],
+        fixed: Mapping[str, torch.Tensor],
+        x: torch.Tensor,
+        label: torch.Tensor,
+    ) -> torch.Tensor:
+        """Return the loss (see the base), fast where the decoder is fixed."""
+        weight, bias = fixed.get("decoder.weight"), fixed.get("decoder.bias")
+        if weight is None or bias is None or label.is_floating_point():
+            return super().loss_at(network, weights, fixed, x, label)
+        from torch.func import functional_call
+
+        from lti.fl_models.head import decoder_cross_entropy
+
+        hidden = functional_call(network, {**fixed, **weights}, (x,), {"decode": False})
+        return decoder_cross_entropy(hidden[:, :-1], weight, bias, label[:, 1:]).mean()
 
     def token_embedding(self, network: nn.Module) -> torch.Tensor:
         """Return the tokens' embeddings, ``(vocabulary, 96)``."""

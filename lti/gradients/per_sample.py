@@ -91,7 +91,7 @@ def per_sample_parts_function(model: FLModel, network: nn.Module) -> PartsFuncti
 
 
 def _parts_function(model: FLModel, network: nn.Module) -> tuple[ParameterLayout, PartsFunction]:
-    from torch.func import functional_call, grad, vmap
+    from torch.func import grad, vmap
 
     if network.training:
         raise LTIError(
@@ -104,7 +104,7 @@ def _parts_function(model: FLModel, network: nn.Module) -> tuple[ParameterLayout
     }
 
     def loss(weights: dict[str, torch.Tensor], x: torch.Tensor, label: torch.Tensor):  # type: ignore[no-untyped-def]
-        return model.loss(functional_call(network, {**fixed, **weights}, (x,)), label)
+        return model.loss_at(network, weights, fixed, x, label)
 
     gradients = vmap(grad(loss), in_dims=(None, 0, 0))
     return ParameterLayout.of(parameters), lambda x, label: gradients(parameters, x, label)
