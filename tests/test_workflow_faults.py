@@ -185,11 +185,12 @@ def test_damaged_store_stops_the_training(checkout, damage, defense, stored):
 def test_damaged_store_stops_the_nearest_neighbour(checkout):
     target = f"results/reconstructions/{VICTIMS}/lenet/b2/sign/nearest@{AUXILIARY}.safetensors"
     (checkout.folder / target).unlink()
-    damaged = f"{STORE}/sign.zarr/rows/c/1/0"
+    store = f"results/gradients/{AUXILIARY}/lenet/head/sign.zarr"  # what it reads
+    damaged = f"{store}/rows/c/1/0"
     flip_a_byte(checkout.folder / damaged)
     output = checkout.run(target, fails=True)
     assert f"error: {damaged}: is " in output
-    assert f"Delete the store {STORE}/sign.zarr and its manifest" in output
+    assert f"Delete the store {store} and its manifest" in output
     assert not (checkout.folder / target).exists()
 
 
