@@ -17,6 +17,7 @@ from lti.stages.generator import train_generator
 from lti.stages.gradients import compute_gradients, observe
 from lti.stages.measure import measure_attack
 from lti.stages.near_copies import find_near_copies
+from lti.stages.projection import fit_projection
 from lti.stages.summarise import summarise_experiment
 from lti.stages.tabulate import tabulate
 from lti.stages.train import train_inverter
@@ -37,6 +38,7 @@ for stage in (
     find_near_copies,
     fetch_backbone,
     draw_fl_model,
+    fit_projection,
     compute_gradients,
     observe,
     train_inverter,

@@ -100,14 +100,13 @@ class Plan:
                 self._add_observed(cell)
 
     def _add_observed(self, cell: Cell) -> None:
+        name, _, auxiliary = cell.attack.partition("@")
         attack = self.attack_on(
-            cell.attack.partition("@")[0],
-            fl_model=cell.fl_model,
-            batch_size=cell.batch_size,
-            defense=cell.defense,
+            name, fl_model=cell.fl_model, batch_size=cell.batch_size, defense=cell.defense
         )
-        projection = self.observed_projection(attack)
-        self.stored_projection(projection, cell.defense, cell.batch_size)  # that it is there
+        projection = self.observed_projection(attack, auxiliary)
+        # That it is there.
+        self.stored_projection(projection.partition("@")[0], cell.defense, cell.batch_size)
         whole = self.victims[cell.victims][1].size // cell.batch_size
         key = (cell.victims, cell.fl_model, cell.batch_size, projection, cell.defense)
         asked = min(attack.victims or whole, whole)
@@ -160,29 +159,41 @@ class Plan:
 
         The identity where a defense, which comes before the projection, still is to be
         applied; an identifier, as it stands in the configuration.
+
+        Raises:
+            LTIError: it needs the identity, and no entry of ``projections`` is one; or it is
+                fitted to gradients of single samples.
         """
         if not self.defenses[defense].waits_for_mean(batch_size):
             return projection
+        if self.projections[projection].is_fitted:
+            raise LTIError(
+                f"defenses.{defense}: got defense_at 'batch' and projection {projection!r}, which "
+                f"is fitted to gradients of single samples; expected one that is not fitted. Use "
+                f"another projection, or defense_at 'sample'."
+            )
         return self._identity(
             f"defenses.{defense}: got defense_at 'batch', which needs unprojected gradients of "
             f"the auxiliary set"
         )
 
-    def observed_projection(self, attack: Attack) -> str:
-        """Return the projection of the observations that an attack reads.
+    def observed_projection(self, attack: Attack, auxiliary: str) -> str:
+        """Return the projection of the observations that an attack reads, as paths have it.
 
-        That of its setting ``projection``; an attack without one reads whole gradients.
+        That of its setting ``projection``; an attack without one reads whole gradients. To a
+        projection that is fitted belongs the auxiliary set: ``<projection>@<auxiliary set>``.
 
         Args:
             attack: with the settings that it uses on a cell.
+            auxiliary: identifier of its auxiliary set.
 
         Raises:
             LTIError: it reads whole gradients, and no entry of ``projections`` is the identity.
         """
         projection: str | None = getattr(attack, "projection", None)
-        return projection or self._identity(
-            f"attacks: got {attack.name!r}, which reads whole gradients"
-        )
+        if projection is None:
+            return self._identity(f"attacks: got {attack.name!r}, which reads whole gradients")
+        return f"{projection}@{auxiliary}" if self.projections[projection].is_fitted else projection
 
     def observed_batches(
         self, *, victims: str, fl_model: str, batch_size: int, projection: str, defense: str

@@ -415,7 +415,7 @@ def test_an_attack_reads_observations_under_its_projection_and_others_whole_ones
 
     def read(attack: str, defense: str = "none") -> str:
         cell = {"fl_model": "lenet", "batch_size": 1, "defense": defense}
-        return plan.observed_projection(plan.attack_on(attack, **cell))
+        return plan.observed_projection(plan.attack_on(attack, **cell), "aux")
 
     assert [read(name) for name in ("lti", "nearest", "ig", "gi-gip")] == [
         *("half", "half", "whole", "whole"),

@@ -10,14 +10,14 @@ from hypothesis import strategies as st
 from lti.compute import Compute
 from lti.defenses import DEFENSES
 from lti.errors import LTIError
-from lti.files import digest_arrays
+from lti.files import digest_arrays, write_tensors
 from lti.fl_models import attacked
 from lti.gradients.layout import ParameterLayout
 from lti.inverters import INVERTERS
 from lti.inverters.base import Task
 from lti.inverters.encoder import GradientEncoder, encoder_statistics
 from lti.inverters.trained import TrainedInverter
-from lti.projections import PROJECTIONS
+from lti.projections import PROJECTIONS, load_projection
 
 LAYOUT = ParameterLayout(("linear.weight", "linear.bias", "scale"), ((4, 6), (4,), (12,)))
 
@@ -235,6 +235,7 @@ def test_an_inverter_takes_gradients_under_its_projection_and_no_others(tmp_path
         network=preset.network(task, {}),
         defense=DEFENSES["none"](),
         projection=hashing,
+        projection_digest=None,
         fl_model_digest="0" * 16,
         compute=compute,
     )
@@ -264,3 +265,80 @@ def test_selection_keeps_the_matching_parameters_as_they_are():
     assert torch.equal(kept[:, block.weight], gradient[:, 9:15])
     with pytest.raises(LTIError, match=r"'fc\.\*', which matches no parameter; there are conv\.w"):
         PROJECTIONS["select"](parameters=["fc.*"]).project(gradient, layout=layout)
+
+
+def principal(**settings):
+    return PROJECTIONS["principal"](**settings)
+
+
+@settings(deadline=None, max_examples=25)
+@given(seed=st.integers(0, 1000), components=st.integers(1, 12), parameters=st.integers(2, 20))
+def test_principal_components_are_those_of_the_covariance(seed, components, parameters):
+    generator = torch.Generator().manual_seed(seed)
+    gradient = torch.randn(40, parameters, generator=generator) * 2.0 ** -torch.arange(parameters)
+    covariance = torch.cov(gradient.double().T)
+    settings = principal(components=components)
+    layout = flat(parameters)
+    kept = min(components, parameters)
+    assert settings.layout(layout).total == kept
+    fitted = settings.fitted(settings.fit(gradient.clone()))
+    basis = fitted.tensors()["basis"].double()
+    torch.testing.assert_close(basis @ basis.T, torch.eye(kept).double(), rtol=0, atol=1e-5)
+    # Of all subspaces of this size, the one with the most variance; its parts in falling order.
+    got = (basis @ covariance @ basis.T).diagonal()
+    best = torch.linalg.eigvalsh(covariance).flip(0)[:kept]
+    torch.testing.assert_close(got, best, rtol=1e-3, atol=1e-9)
+    # Projection is the product, whole or in parts.
+    rows = torch.randn(3, parameters, generator=generator)
+    expected = rows.double() @ basis.T
+    torch.testing.assert_close(
+        fitted.project(rows, layout=layout).double(), expected, rtol=1e-4, atol=1e-5
+    )
+
+
+def test_noise_keeps_its_variance_in_principal_components():
+    gradient = torch.randn(60, 400, generator=torch.Generator().manual_seed(0))
+    settings = principal(components=20)
+    fitted = settings.fitted(settings.fit(gradient))
+    layout = flat(400)
+    counts = fitted.counts(layout)
+    noise = torch.randn(4000, 400, generator=torch.Generator().manual_seed(1))
+    variance = fitted.project(noise, layout=layout).var(dim=0)
+    torch.testing.assert_close(variance, counts, rtol=0.1, atol=0)
+
+
+def test_a_projection_is_not_used_before_it_is_fitted_or_on_other_gradients():
+    settings = principal(components=3)
+    with pytest.raises(LTIError, match=r"principal is not fitted.*--fitted"):
+        settings.project(torch.randn(2, 8), layout=flat(8))
+    with pytest.raises(LTIError, match=r"3 gradients for 3 components.*more gradients"):
+        settings.fit(torch.randn(3, 8))
+    fitted = settings.fitted(settings.fit(torch.randn(9, 8)))
+    with pytest.raises(LTIError, match=r"gradients of 8 coordinates; got gradients of 9"):
+        fitted.project(torch.randn(2, 9), layout=flat(9))
+    other = settings.fitted(settings.fit(torch.randn(9, 8)))
+    assert settings.digest is None
+    assert fitted.digest != other.digest
+    assert fitted.canonical() == settings.canonical()
+
+
+def test_what_a_projection_is_made_of_must_be_of_these_gradients(tmp_path):
+    settings = principal(components=3)
+    facts = {"defense": {"use": "none"}, "fl_model_digest": "abc"}
+    path = tmp_path / "fitted.safetensors"
+    tensors = settings.fit(torch.randn(9, 8))
+    write_tensors(path, tensors, {"projection": settings.canonical(), **facts})
+
+    def load(fitted, chosen=settings.canonical(), **changed):  # noqa: B008
+        return load_projection(chosen, fitted, where="--projection", facts=facts | changed)
+
+    assert load(path).digest == settings.fitted(tensors).digest
+    assert load(None, {"use": "identity"}) == PROJECTIONS["identity"]()
+    with pytest.raises(LTIError, match=r"principal needs the file"):
+        load(None)
+    with pytest.raises(LTIError, match=r"identity takes none"):
+        load(path, {"use": "identity"})
+    with pytest.raises(LTIError, match=r"made for fl_model_digest abc; expected def"):
+        load(path, fl_model_digest="def")
+    with pytest.raises(LTIError, match=r"made for projection .*expected .*4"):
+        load(path, principal(components=4).canonical())

@@ -52,6 +52,8 @@ class Observations:
     """Shape of one sample: ``(3, 32, 32)`` of an image, ``(length,)`` of tokens."""
     projection: Projection
     """What the gradient went through after the defense."""
+    projection_digest: str | None = None
+    """Of what the projection is made of; None where its settings say all."""
     tokens: torch.Tensor | None = None
     """int64 ``(n, batch_size, length)``: what a language model's loss compares with, for attacks
     that are given all labels (gradient matching); None where the classes are the labels."""

@@ -65,12 +65,14 @@ class LearningToInvert(Attack):
             inverter.fl_model_digest,
             inverter.batch_size,
             inverter.projection,
+            inverter.projection_digest,
         )
         expected = (
             observations.defense,
             network_digest(observations.network),
             observations.batch_size,
             observations.projection,
+            observations.projection_digest,
         )
         if got != expected:
             raise LTIError(
@@ -91,8 +93,15 @@ class LearningToInvert(Attack):
         return Reconstruction(torch.cat(parts))
 
 
-def _told(defense: Defense, digest: str | None, batch_size: int, projection: Projection) -> str:
+def _told(
+    defense: Defense,
+    digest: str | None,
+    batch_size: int,
+    projection: Projection,
+    projection_digest: str | None,
+) -> str:
+    made_of = "" if projection_digest is None else f" made of {projection_digest}"
     return (
         f"{defense.canonical()} on FL model {digest} with batches of {batch_size} under "
-        f"projection {projection.canonical()}"
+        f"projection {projection.canonical()}{made_of}"
     )

@@ -215,7 +215,7 @@ def _check(data: AuxiliaryGradients, observations: Observations) -> None:
     facts = data.store.attributes
     stored = DEFENSES.parse(facts["defense"], where=str(data.store.path))
     digest = network_digest(observations.network)
-    if not _fits(stored, facts["projection"], observations) or facts["fl_model_digest"] != digest:
+    if not _fits(stored, facts, observations) or facts["fl_model_digest"] != digest:
         raise LTIError(
             f"{data.store.path} holds gradients under {stored.canonical()} and "
             f"{facts['projection']} of FL model {facts['fl_model_digest']}; the observations are "
@@ -224,12 +224,13 @@ def _check(data: AuxiliaryGradients, observations: Observations) -> None:
         )
 
 
-def _fits(stored: Defense, projection: Mapping[str, Any], observations: Observations) -> bool:
+def _fits(stored: Defense, facts: Mapping[str, Any], observations: Observations) -> bool:
     """Whether a store's rows went through what the observations did, as far as a store has it."""
     observed = observations.defense
     if observed.waits_for_mean(observations.batch_size):
-        return stored.is_deterministic_identity and projection["use"] == "identity"
-    if projection != observations.projection.canonical():
+        return stored.is_deterministic_identity and facts["projection"]["use"] == "identity"
+    expected = (observations.projection.canonical(), observations.projection_digest)
+    if (facts["projection"], facts.get("projection_digest")) != expected:
         return False
     if observed.is_deterministic_identity:
         return stored.is_deterministic_identity

@@ -181,6 +181,7 @@ def train_inverter(
         network=network,
         defense=data.defense,
         projection=data.projection,
+        projection_digest=data.store.attributes.get("projection_digest"),
         fl_model_digest=data.store.attributes.get("fl_model_digest"),
         compute=compute,
     )

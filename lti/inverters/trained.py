@@ -29,6 +29,7 @@ class TrainedInverter:
         network: with parts ``encoder`` and ``decoder``.
         defense: what it was trained against.
         projection: what its gradients went through.
+        projection_digest: of what that is made of; None where its settings say all.
         fl_model_digest: of the FL model whose gradients it was trained on, where known.
         compute: where to run.
     """
@@ -42,12 +43,14 @@ class TrainedInverter:
         network: InverterNetwork,
         defense: Defense,
         projection: Projection,
+        projection_digest: str | None,
         fl_model_digest: str | None,
         compute: Compute,
     ) -> None:
         self.settings, self.task, self.layout = settings, task, layout
         self.network = network.to(compute.device).eval()
         self.defense, self.projection = defense, projection
+        self.projection_digest = projection_digest
         self.fl_model_digest = fl_model_digest
         self.compute = compute
 
@@ -100,6 +103,7 @@ class TrainedInverter:
             "vocabulary": self.task.vocabulary,
             "defense": self.defense.canonical(),
             "projection": self.projection.canonical(),
+            "projection_digest": self.projection_digest,
             "fl_model_digest": self.fl_model_digest,
         }
         write_tensors(path, self.network.state_dict(), card)
@@ -138,6 +142,7 @@ class TrainedInverter:
             network=network,
             defense=defense,
             projection=projection,
+            projection_digest=card.get("projection_digest"),
             fl_model_digest=card.get("fl_model_digest"),
             compute=compute,
         )

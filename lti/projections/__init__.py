@@ -1,5 +1,5 @@
 """Projections: how a gradient too large for an inverter is made smaller, linearly."""
 
-from lti.projections.base import PROJECTIONS, Projection
+from lti.projections.base import PROJECTIONS, FittedProjection, Projection, load_projection
 
-__all__ = ["PROJECTIONS", "Projection"]
+__all__ = ["PROJECTIONS", "FittedProjection", "Projection", "load_projection"]

@@ -4,8 +4,13 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
+from pydantic import Field, PrivateAttr
+
+from lti.errors import LTIError
+from lti.files import digest_arrays, read_tensors
 from lti.registry import Registry, Settings
 
 if TYPE_CHECKING:
@@ -13,11 +18,19 @@ if TYPE_CHECKING:
 
     from lti.gradients.layout import ParameterLayout
 
-__all__ = ["PROJECTIONS", "Projection"]
+__all__ = ["PROJECTIONS", "FittedProjection", "Projection", "load_projection"]
 
 
 class Projection(Settings):
     """A fixed linear map of gradients. Defended gradients are projected; noise commutes."""
+
+    is_fitted: ClassVar[bool] = False
+    """Whether the map is made from auxiliary gradients: see :class:`FittedProjection`."""
+
+    @property
+    def digest(self) -> str | None:
+        """Digest of what settings do not say; None: they say all."""
+        return None
 
     def project(self, gradient: torch.Tensor, *, layout: ParameterLayout) -> torch.Tensor:
         """Map ``(b, p)`` float32 gradients of ``layout`` to ``(b, k)``, on their device."""
@@ -43,7 +56,100 @@ class Projection(Settings):
 
     @abstractmethod
     def counts(self, layout: ParameterLayout) -> torch.Tensor | None:
-        """Return how many coordinates of ``layout`` each entry sums, ``(k,)``; None: one."""
+        """Return the variance of each entry, ``(k,)``, where every coordinate's is one.
+
+        Of a sum of coordinates, that is their number. None: entries are coordinates.
+        """
+
+
+class FittedProjection(Projection):
+    """A projection that is made from the auxiliary set's gradients before it projects any."""
+
+    is_fitted = True
+
+    samples: int = Field(2048, ge=2, description="Auxiliary samples that it is made from.")
+
+    _tensors: Mapping[str, torch.Tensor] | None = PrivateAttr(None)
+    _digest: str | None = PrivateAttr(None)
+
+    @abstractmethod
+    def fit(self, gradient: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Return what the projection is made of.
+
+        Args:
+            gradient: ``(n, p)`` float32 on the CPU, of the first ``samples`` auxiliary samples,
+                with the deterministic part of a defense. May be overwritten.
+
+        Raises:
+            LTIError: too few gradients.
+        """
+
+    def fitted(self, tensors: Mapping[str, torch.Tensor]) -> Self:
+        """Return the projection made of what :meth:`fit` returned."""
+        result = self.model_copy()
+        result._tensors = dict(tensors)
+        result._digest = digest_arrays({name: t.cpu().numpy() for name, t in tensors.items()})
+        return result
+
+    @property
+    def digest(self) -> str | None:
+        """Digest of what the projection is made of; None before it is fitted."""
+        return self._digest
+
+    def tensors(self) -> Mapping[str, torch.Tensor]:
+        """Return what the projection is made of.
+
+        Raises:
+            LTIError: it is not fitted.
+        """
+        if self._tensors is None:
+            raise LTIError(
+                f"projection {self.name} is not fitted to gradients; expected the file that "
+                f"`lti fit-projection` writes. Give it with --fitted."
+            )
+        return self._tensors
+
+
+def load_projection(
+    settings: Mapping[str, Any],
+    fitted: Path | None,
+    *,
+    where: str,
+    facts: Mapping[str, Any],
+) -> Projection:
+    """Return a projection ready to project.
+
+    Args:
+        settings: a mapping whose key ``use`` names the entry.
+        fitted: the file of ``lti fit-projection``; None where the projection needs none.
+        where: the place of the settings, for error messages.
+        facts: what the gradients to project are of, which the file must have been made for:
+            ``defense`` (of the deterministic part) and ``fl_model_digest``.
+
+    Raises:
+        LTIError: wrong settings, a file too many or too few, or one made for other gradients.
+    """
+    projection = PROJECTIONS.parse(settings, where=where)
+    if not isinstance(projection, FittedProjection):
+        if fitted is not None:
+            raise LTIError(
+                f"--fitted: got {fitted}; projection {projection.name} takes none. Leave it out."
+            )
+        return projection
+    if fitted is None:
+        raise LTIError(
+            f"--fitted: got nothing; projection {projection.name} needs the file that `lti "
+            f"fit-projection` writes. Give it."
+        )
+    tensors, made_for = read_tensors(fitted)
+    expected = {"projection": projection.canonical(), **facts}
+    for key, value in expected.items():
+        if made_for.get(key) != value:
+            raise LTIError(
+                f"{fitted} was made for {key} {made_for.get(key)}; expected {value}. Delete it "
+                f"and run the same command again."
+            )
+    return projection.fitted(tensors)
 
 
 PROJECTIONS: Registry[Projection] = Registry(
@@ -51,6 +157,7 @@ PROJECTIONS: Registry[Projection] = Registry(
     modules={
         "hash": "lti.projections.hash",
         "identity": "lti.projections.identity",
+        "principal": "lti.projections.principal",
         "select": "lti.projections.select",
     },
 )

@@ -90,6 +90,7 @@ def run_attack(
         defense=DEFENSES.parse(facts["defense"]),
         sample_shape=tuple(facts["sample_shape"]),
         projection=PROJECTIONS.parse(facts["projection"], where=str(observations)),
+        projection_digest=facts["projection_digest"],
     )
     progress = Progress(f"attack {model.name} {facts['defense']['use']} {method.name}", log=log)
     prepared = method.load(files, compute=compute)

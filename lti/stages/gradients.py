@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from lti.stages.options import Gpus, Log, Output, Threads, parse_json
+from lti.stages.options import Fitted, Gpus, Log, Output, Threads, parse_json
 
 __all__ = ["compute_gradients", "observe"]
 
@@ -23,6 +23,7 @@ def compute_gradients(
     fl_model: ModelFile,
     defense: DefenseJson,
     projection: ProjectionJson = '{"use": "identity"}',
+    fitted: Fitted = None,
     mirrored: Annotated[bool, typer.Option(help="Also store the mirrored images' rows.")] = False,
     store: StoreJson = "{}",
     output: Output,
@@ -54,11 +55,10 @@ def compute_gradients(
     )
     from lti.gradients.store import StoreSettings, write_store
     from lti.progress import Progress
-    from lti.projections import PROJECTIONS
+    from lti.projections import load_projection
     from lti.registry import describe_validation_error
 
     settings = DEFENSES.parse(parse_json(defense, option="defense"))
-    projected = PROJECTIONS.parse(parse_json(projection, option="projection"))
     try:
         store_settings = StoreSettings(**parse_json(store, option="store"))
     except ValidationError as error:
@@ -71,6 +71,12 @@ def compute_gradients(
             f"--mirrored: got {auxiliary}, which is text; expected images. Leave it out."
         )
     model, network = load_fl_model(fl_model, device=compute.device)
+    projected = load_projection(
+        parse_json(projection, option="projection"),
+        fitted,
+        where="--projection",
+        facts={"defense": settings.canonical(), "fl_model_digest": network_digest(network)},
+    )
     layout = ParameterLayout.of(attacked(model, network))
     labels = model.labels(samples)
     # Sums of signs are no signs, and sums of pruned entries are seldom zero.
@@ -111,6 +117,7 @@ def compute_gradients(
             "auxiliary_digest": samples.digest,
             "layout": layout.to_json(),
             "projection": projected.canonical(),
+            "projection_digest": projected.digest,
             "views": views,
         },
         settings=store_settings,
@@ -125,6 +132,7 @@ def observe(
     fl_model: ModelFile,
     defense: DefenseJson,
     projection: ProjectionJson = '{"use": "identity"}',
+    fitted: Fitted = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Samples per client batch.")] = 1,
     batches: Annotated[
         int | None, typer.Option(min=1, help="Only the first so many client batches.")
@@ -161,11 +169,10 @@ def observe(
     )
     from lti.gradients.store import write_store
     from lti.progress import Progress
-    from lti.projections import PROJECTIONS
+    from lti.projections import load_projection
     from lti.seeding import torch_generator
 
     settings = DEFENSES.parse(parse_json(defense, option="defense"))
-    projected = PROJECTIONS.parse(parse_json(projection, option="projection"))
     acquire(threads=threads)
     samples = read_selection(victims).samples
     there = len(samples) // batch_size
@@ -177,6 +184,13 @@ def observe(
             f"that of batches."
         )
     model, network = load_fl_model(fl_model)
+    stored = DEFENSES["none"]() if settings.is_deterministic_identity else settings
+    projected = load_projection(
+        parse_json(projection, option="projection"),
+        fitted,
+        where="--projection",
+        facts={"defense": stored.canonical(), "fl_model_digest": network_digest(network)},
+    )
     layout = ParameterLayout.of(attacked(model, network))
     labels = model.labels(samples)
     gradients = per_sample_gradient_function(model, network)
@@ -242,6 +256,7 @@ def observe(
             "tokens": tokens,
             "layout": layout.to_json(),
             "projection": projected.canonical(),
+            "projection_digest": projected.digest,
             "sample_shape": list(samples.value.shape[1:]),
             "seed": seed,
         },

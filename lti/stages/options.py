@@ -10,9 +10,12 @@ import typer
 
 from lti.errors import LTIError
 
-__all__ = ["Gpus", "Log", "Output", "Threads", "parse_json", "parse_json_list"]
+__all__ = ["Fitted", "Gpus", "Log", "Output", "Threads", "parse_json", "parse_json_list"]
 
 Output = Annotated[Path, typer.Option(help="File to write.")]
+Fitted = Annotated[
+    Path | None, typer.Option(help="What the projection is made of, where it is fitted.")
+]
 Log = Annotated[Path | None, typer.Option(help="File for the progress lines.")]
 Threads = Annotated[int | None, typer.Option(min=1, help="Processor threads; torch's default.")]
 Gpus = Annotated[int, typer.Option(min=0, help="GPUs granted; 0 computes on the processor.")]

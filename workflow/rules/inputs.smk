@@ -90,7 +90,9 @@ def observations_for(suffix):
         victims=wildcards.victims,
         fl_model=wildcards.fl_model,
         batch_size=wildcards.batch_size,
-        projection=PLAN.observed_projection(attack_on(wildcards)),
+        projected=PLAN.observed_projection(
+            attack_on(wildcards), split_attack(wildcards)[1]
+        ),
         defense=wildcards.defense,
     )
 
@@ -101,9 +103,50 @@ def observed_batches(wildcards):
         victims=wildcards.victims,
         fl_model=wildcards.fl_model,
         batch_size=int(wildcards.batch_size),
-        projection=wildcards.projection,
+        projection=wildcards.projected,
         defense=wildcards.defense,
     )
+
+
+def projection_of(projected):
+    """The identifier of a projection in that of projected observations."""
+    return projected.partition("@")[0]
+
+
+def fitted_to_store(suffix):
+    """What a store's projection is made of; nothing where its settings say all."""
+    return lambda wildcards: (
+        [fill(FITTED, suffix, **dict(wildcards.items()))]
+        if PLAN.projections[wildcards.projection].is_fitted
+        else []
+    )
+
+
+def fitted_to_observe(suffix):
+    """What the projection of observations is made of; nothing where its settings say all."""
+
+    def files(wildcards):
+        projection, _, auxiliary = wildcards.projected.partition("@")
+        if not PLAN.projections[projection].is_fitted:
+            return []
+        return [
+            fill(
+                FITTED,
+                suffix,
+                auxiliary=auxiliary,
+                fl_model=wildcards.fl_model,
+                projection=projection,
+                stored=PLAN.stored_defense(
+                    wildcards.defense, int(wildcards.batch_size)
+                ),
+            )
+        ]
+
+    return files
+
+
+def fitted_option(wildcards, input):
+    return f"--fitted {input.fitted}" if input.fitted else ""
 
 
 def knowledge_files(wildcards):
@@ -154,11 +197,12 @@ def attack_settings(wildcards):
 
 def attack_code(wildcards):
     attack = attack_on(wildcards)
+    observed = PLAN.observed_projection(attack, split_attack(wildcards)[1])
     entries = [
         (ATTACKS, attack.name),
         entry(DEFENSES, "defenses", wildcards.defense),
         entry(FL_MODELS, "fl_models", wildcards.fl_model),
-        entry(PROJECTIONS, "projections", PLAN.observed_projection(attack)),
+        entry(PROJECTIONS, "projections", projection_of(observed)),
     ]
     if "gradients" in attack.needs:  # their rows may be those of another defense
         stored = stored_of(wildcards, attack.projection)["stored"]
