@@ -9,6 +9,7 @@ import typer
 from lti.errors import LTIError
 from lti.stages.attack import run_attack
 from lti.stages.backbone import fetch_backbone
+from lti.stages.combine import combine_summaries
 from lti.stages.data import prepare_dataset, prepare_tokenizer, select_auxiliary, select_victims
 from lti.stages.draw import draw_reconstructions
 from lti.stages.draw_texts import draw_texts
@@ -46,6 +47,7 @@ for stage in (
     run_attack,
     measure_attack,
     summarise_experiment,
+    combine_summaries,
     tabulate,
     draw_reconstructions,
     draw_texts,

@@ -9,7 +9,13 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from lti.attacks import ATTACKS
-from lti.config_checks import attack_problems, experiment_problems, parsed_attacks, unknown
+from lti.config_checks import (
+    attack_problems,
+    experiment_problems,
+    parsed_attacks,
+    report_problems,
+    unknown,
+)
 from lti.data.dataset import DATASETS
 from lti.defenses import DEFENSES
 from lti.errors import LTIError
@@ -21,7 +27,7 @@ from lti.metrics import METRICS
 from lti.projections import PROJECTIONS
 from lti.registry import Registry, describe_validation_error
 
-__all__ = ["Auxiliary", "Config", "Experiment", "Victims", "parse_config"]
+__all__ = ["Auxiliary", "Config", "Experiment", "Report", "Victims", "parse_config"]
 
 IDENTIFIER = re.compile(r"[a-z0-9]+([-._][a-z0-9]+)*")
 
@@ -78,6 +84,15 @@ class Experiment(_Section):
     picture_seed: int = Field(0, description="Root seed of the choice of the pictured victims.")
 
 
+class Report(_Section):
+    """Experiments reported together."""
+
+    title: str = Field(description="Heading of the tables.")
+    experiments: list[str] = Field(
+        min_length=1, description="Keys of `experiments`, all of images or all of text."
+    )
+
+
 class MetricRules(_Section):
     """What is asked of the metrics, whatever the experiment."""
 
@@ -110,6 +125,7 @@ class Config(_Section):
         default_factory=MetricRules, description="What is asked of the metrics."
     )
     experiments: dict[str, Experiment] = Field(description="Experiments by identifier.")
+    reports: dict[str, Report] = Field(default={}, description="Reports by identifier.")
 
 
 RULES = {
@@ -119,8 +135,9 @@ RULES = {
     *("table1", "table2", "table3", "table_mse", "figure3", "figure4", "figure5", "figure6"),
     *("measure_attack", "summarise_experiment", "draw_reconstructions", "draw_texts"),
     *("find_near_copies", "table_text"),
+    *("fit_projection", "combine_summaries"),
 }
-"""Names that an experiment, which is a rule too, cannot have."""
+"""Names that an experiment or a report, which are rules too, cannot have."""
 
 SECTIONS: dict[str, Registry[Any]] = {
     "datasets": DATASETS,
@@ -162,6 +179,13 @@ def parse_config(values: Mapping[str, Any]) -> Config:
         if key in RULES:
             problems.append(f"experiments.{key}: got the name of a rule; allowed: any other name")
         problems += experiment_problems(config, f"experiments.{key}", experiment)
+    for key, report in config.reports.items():
+        attempt(lambda key=key: _check_identifier(f"reports.{key}", key))
+        if key in RULES or key in config.experiments:
+            problems.append(
+                f"reports.{key}: got the name of a rule or of an experiment; allowed: any other"
+            )
+        problems += report_problems(config, f"reports.{key}", report)
     for key, attack in parsed_attacks(config):
         problems += attack_problems(config, f"attacks.{key}", attack)
     for name in config.metrics.require:

@@ -15,9 +15,9 @@ from lti.inverters import INVERTERS, Inverter
 from lti.metrics import METRICS
 
 if TYPE_CHECKING:
-    from lti.config import Config, Experiment
+    from lti.config import Config, Experiment, Report
 
-__all__ = ["attack_problems", "experiment_problems", "parsed_attacks", "unknown"]
+__all__ = ["attack_problems", "experiment_problems", "parsed_attacks", "report_problems", "unknown"]
 
 
 def unknown(where: str, value: Any, known: Iterable[str]) -> Iterator[str]:
@@ -61,6 +61,21 @@ def _modality(config: Config, experiment: Experiment) -> Modality | None:
         return DATASETS.parse(config.datasets.get(experiment.dataset, {})).modality
     except LTIError:
         return None
+
+
+def report_problems(config: Config, where: str, report: Report) -> Iterator[str]:
+    """Check that a report's experiments are there, once each, and of one modality."""
+    for number, name in enumerate(report.experiments):
+        yield from unknown(f"{where}.experiments[{number}]", name, config.experiments)
+        if name in report.experiments[:number]:
+            yield f"{where}.experiments[{number}]: got {name!r} again; expected each once"
+    there = [config.experiments[name] for name in report.experiments if name in config.experiments]
+    modalities = {_modality(config, experiment) for experiment in there} - {None}
+    if len(modalities) > 1:
+        yield (
+            f"{where}.experiments: got {', '.join(report.experiments)}, of images and of text, "
+            f"which have no metric in common; expected one modality. Make two reports."
+        )
 
 
 def _inverters(config: Config, experiment: Experiment) -> Iterator[tuple[str, Inverter]]:

@@ -423,6 +423,38 @@ def test_an_attack_reads_observations_under_its_projection_and_others_whole_ones
     assert read("lti", "sign") == "whole"
 
 
+@pytest.mark.parametrize(
+    ("name", "experiments", "message"),
+    [
+        ("both", ["b"], r"reports\.both\.experiments\[0\]: got 'b'; allowed: small"),
+        ("both", [], r"reports\.both\.experiments: got \[\]"),
+        ("both", ["small", "small"], r"experiments\[1\]: got 'small' again; expected each once"),
+        ("small", ["small"], r"reports\.small: got the name of a rule or of an experiment"),
+        ("observe", ["small"], r"reports\.observe: got the name of a rule or of an experiment"),
+    ],
+)
+def test_a_report_is_of_experiments_that_are_there(values, name, experiments, message):
+    values["reports"] = {"whole": {"title": "Both", "experiments": ["small"]}}
+    parse_config(values)
+    values["reports"][name] = {"title": "Both", "experiments": experiments}
+    with pytest.raises(LTIError, match=message):
+        parse_config(values)
+
+
+def test_a_fitted_projection_belongs_to_an_auxiliary_set_and_to_single_samples(values):
+    change(values, "projections/few", {"use": "principal", "components": 4})
+    change(values, "attacks/lti/projection", "few")
+    change(values, "attacks/nearest/projection", "few")
+    change(values, "experiments/small/attacks", ["lti"])
+    plan = Plan(parse_config(values))
+    assert plan.observed_projection(plan.attacks["lti"], "photos-n16-s0") == "few@photos-n16-s0"
+    change(values, "defenses/sign/defense_at", "batch")
+    change(values, "experiments/small/batch_sizes", [4])
+    message = r"defenses\.sign: got defense_at 'batch' and projection 'few'.*not fitted"
+    with pytest.raises(LTIError, match=message):
+        Plan(parse_config(values))
+
+
 @pytest.mark.parametrize("attack", ["ig", "gi-gip"])
 def test_an_attack_on_whole_gradients_needs_an_identity_projection(values, attack):
     change(values, "projections", {"half": {"use": "hash"}})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 
+import matplotlib.image
 import numpy as np
 import pandas as pd
 import pytest
@@ -27,6 +28,7 @@ from lti.report.picture import (
     plot_reconstructions,
 )
 from lti.report.table import markdown_table, read_summary, write_markdown, write_summary
+from lti.stages.combine import combine_summaries
 from lti.stages.draw import draw_reconstructions
 from lti.stages.summarise import summarise_experiment
 from lti.stages.tabulate import tabulate
@@ -335,6 +337,27 @@ def test_stage_writes_fixed_bytes_and_the_reason_for_what_is_missing(vision, car
     assert "LTI" + " & --" * 6 in latex
     shown = REASON.replace("<", "$<$").replace(">", "$>$")
     assert f"LPIPS (as the paper): not measured: {shown}." in latex
+
+
+def test_joined_summaries_keep_rows_tables_and_order(vision, tmp_path):
+    halves = [vision[vision["batch_size"] == size] for size in (4, 1)]
+    for name, half in zip("ab", halves, strict=True):
+        write_summary(tmp_path / f"{name}.csv", half)
+        write_markdown(tmp_path / f"{name}.md", half, title=f"Half {name}")
+    combine_summaries(
+        title="Both",
+        summary=[tmp_path / "a.csv", tmp_path / "b.csv"],
+        tables=[tmp_path / "a.md", tmp_path / "b.md"],
+        output=tmp_path / "both.csv",
+        table=tmp_path / "both.md",
+        chart=tmp_path / "both.png",
+    )
+    write_summary(tmp_path / "expected.csv", pd.concat(halves))
+    assert (tmp_path / "both.csv").read_bytes() == (tmp_path / "expected.csv").read_bytes()
+    markdown = (tmp_path / "both.md").read_text()
+    assert markdown.startswith("# Both\n\n## Half a\n")
+    assert [(tmp_path / f"{name}.md").read_text() in markdown for name in "ab"] == [True, True]
+    assert matplotlib.image.imread(tmp_path / "both.png").ndim == 3
 
 
 def test_summary_says_why_a_metric_is_missing(card, tmp_path):

@@ -85,6 +85,7 @@ CONFIG: dict[str, Any] = {
 SHOWN_WILDCARDS = (
     *(
         "projection",
+        "projected",
         "part",
         "stored",
         "generator",
@@ -92,6 +93,7 @@ SHOWN_WILDCARDS = (
         "defense",
         "attack",
         "experiment",
+        "report",
         "table",
     ),
     "batch_size",
@@ -199,8 +201,11 @@ class Checkout:
                 pairs["batch_size"] = f"B={pairs['batch_size']}"
             else:
                 pairs.pop("batch_size", None)
-            if pairs.get("projection") == "identity":
-                pairs.pop("projection")
+            pairs = {
+                key: value
+                for key, value in pairs.items()
+                if (key, value) not in (("projection", "identity"), ("projected", "identity"))
+            }
             shown = [pairs[key] for key in SHOWN_WILDCARDS if key in pairs]
             if "output:" in block:
                 jobs.append(" ".join([rule[1], *shown]))

@@ -64,6 +64,7 @@ ATTACKED = "{victims}/{fl_model}/b{batch_size}/{defense}/{attack}"
 RECONSTRUCTIONS = f"{RESULTS}/reconstructions/{ATTACKED}"
 METRIC_ROWS = f"{RESULTS}/metrics/{ATTACKED}"
 EXPERIMENT = f"{RESULTS}/experiments/{{experiment}}"
+REPORT = f"{RESULTS}/reports/{{report}}"
 BACKBONE = f"{RESULTS}/backbones/{{backbone}}"
 CHECKPOINTS = f"{RESULTS}/checkpoints"
 
@@ -86,6 +87,7 @@ wildcard_constraints:
     backbone=IDENTIFIER,
     attack=rf"{IDENTIFIER}(?:@{IDENTIFIER})?",
     experiment=IDENTIFIER,
+    report=IDENTIFIER,
     table=IDENTIFIER,
 
 

@@ -334,6 +334,30 @@ def results_of(experiment):
     ]
 
 
+def metrics_of_report(wildcards):
+    """The metrics of a report's experiments."""
+    return dict.fromkeys(
+        name
+        for experiment in PLAN.config.reports[wildcards.report].experiments
+        for name in PLAN.metrics_of_experiment(experiment)
+    )
+
+
+def report_files(report):
+    """A report's own files and its experiments'."""
+    return [
+        *(
+            f"{RESULTS}/reports/{report}/{name}"
+            for name in ("summary.csv", "summary.md", "summary.png")
+        ),
+        *(
+            path
+            for experiment in PLAN.config.reports[report].experiments
+            for path in results_of(experiment)
+        ),
+    ]
+
+
 def metrics_of_cell(wildcards):
     """The metrics that experiments ask for on a cell."""
     return PLAN.metrics_of(

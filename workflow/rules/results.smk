@@ -80,6 +80,46 @@ rule summarise_experiment:
         " --table {output.table} --chart {output.chart} --log {log}"
 
 
+rule combine_summaries:
+    input:
+        summaries=lambda wildcards: [
+            f"{RESULTS}/experiments/{experiment}/summary.csv"
+            for experiment in PLAN.config.reports[wildcards.report].experiments
+        ],
+        tables=lambda wildcards: [
+            f"{RESULTS}/experiments/{experiment}/summary.md"
+            for experiment in PLAN.config.reports[wildcards.report].experiments
+        ],
+        code=lambda wildcards: metric_code("combine", metrics_of_report(wildcards)),
+    output:
+        summary=f"{REPORT}/summary.csv",
+        table=report(
+            f"{REPORT}/summary.md",
+            caption="../report/table.rst",
+            category="{report}",
+            labels={"result": "tables"},
+        ),
+        chart=report(
+            f"{REPORT}/summary.png",
+            caption="../report/chart.rst",
+            category="{report}",
+            labels={"result": "chart"},
+        ),
+    log:
+        "logs/combine_summaries/{report}.log",
+    conda:
+        "../../envs/lti.yaml"
+    params:
+        title=lambda wildcards: PLAN.config.reports[wildcards.report].title,
+        summaries=lambda wildcards, input: [
+            f"--summary {path}" for path in input.summaries
+        ],
+        tables=lambda wildcards, input: [f"--tables {path}" for path in input.tables],
+    shell:
+        "lti combine-summaries --title {params.title:q} {params.summaries} {params.tables}"
+        " --output {output.summary} --table {output.table} --chart {output.chart} --log {log}"
+
+
 rule tabulate_metric:
     input:
         summary=f"{EXPERIMENT}/summary.csv",

@@ -4,6 +4,7 @@
 rule all:
     input:
         [results_of(experiment) for experiment in PLAN.config.experiments],
+        [report_files(name) for name in PLAN.config.reports],
 
 
 for experiment in PLAN.config.experiments:
@@ -13,6 +14,15 @@ for experiment in PLAN.config.experiments:
             experiment
         input:
             results_of(experiment),
+
+
+for name in PLAN.config.reports:
+
+    rule:
+        name:
+            name
+        input:
+            report_files(name),
 
 
 # The paper's tables (supplement, Tables 1 to 3; main text, MSE) and its pictures, from the
@@ -45,8 +55,17 @@ if "vision" in PLAN.config.experiments:
                     picture_file("vision", fl_model),
 
 
-# Its sentences, from the experiments on the data sets that they are of.
+# Its sentences, and the tables of text, from the experiments on the data sets that they are of.
 PAPER_TEXTS = {"figure5": "language_cola", "figure6": "language_wikitext"}
+
+TEXTS = [name for name in PAPER_TEXTS.values() if name in PLAN.config.experiments]
+
+if TEXTS:
+
+    rule table_text:
+        input:
+            [table_files(experiment, "text") for experiment in TEXTS],
+
 
 for target, experiment in PAPER_TEXTS.items():
     if experiment in PLAN.config.experiments:
@@ -67,3 +86,6 @@ onsuccess:
     for experiment in PLAN.config.experiments:
         if not requested or requested & {experiment, "all", "default"}:
             print(f"{experiment}:", *results_of(experiment), sep="\n  ")
+    for name in PLAN.config.reports:
+        if requested & {name}:
+            print(f"{name}:", *report_files(name), sep="\n  ")

@@ -1,0 +1,42 @@
+"""The stage that sets experiments' summaries beside one another."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from lti.stages.options import Log, Output
+
+__all__ = ["combine_summaries"]
+
+
+def combine_summaries(
+    *,
+    title: Annotated[str, typer.Option(help="Heading of the tables.")],
+    summary: Annotated[list[Path], typer.Option(help="An experiment's summary; repeated.")],
+    tables: Annotated[
+        list[Path], typer.Option(help="Its tables in Markdown, in the same order; repeated.")
+    ],
+    output: Output,
+    table: Annotated[Path, typer.Option(help="Markdown file to write.")],
+    chart: Annotated[Path, typer.Option(help="Chart to write, PNG or PDF.")],
+    log: Log = None,
+) -> None:
+    """Join experiments' summaries, in their order, with their tables and one chart."""
+    import pandas as pd
+
+    from lti.files import atomic_path
+    from lti.progress import Progress
+    from lti.report.chart import plot_summary
+    from lti.report.table import read_summary, write_summary
+
+    joined = pd.concat([read_summary(path) for path in summary], ignore_index=True)
+    write_summary(output, joined)
+    with atomic_path(table) as temporary:
+        parts = [path.read_text(encoding="utf-8") for path in tables]
+        text = "\n".join([f"# {title}\n", *parts])
+        temporary.write_text(text, encoding="utf-8", newline="\n")
+    plot_summary(chart, joined, metrics=list(joined["metric"].unique()))
+    Progress("summary", log=log).say(f"{output}\n{table}\n{chart}")
