@@ -260,8 +260,9 @@ def test_chain_page_has_the_paths_of_the_rules() -> None:
     patterns = re.findall(r'f"\{RESULTS\}/(.+)"', code.replace("{ATTACKED}", attacked))
     paths = {re.sub(r"\{+(\w+)\}+", r"<\1>", pattern) for pattern in patterns}
     experiments = [path for path in named if path.startswith("experiments/<experiment>/")]
-    assert len(experiments) == 4 and len(named) == 17
-    assert set(named) - set(experiments) <= paths
+    reports = [path for path in named if path.startswith("reports/<report>/")]
+    assert len(experiments) == 4 and len(reports) == 1 and len(named) == 19
+    assert set(named) - set(experiments) - set(reports) <= paths
 
 
 def test_attacks_page_has_the_defaults() -> None:
