@@ -89,7 +89,7 @@ class Report(_Section):
 
     title: str = Field(description="Heading of the tables.")
     experiments: list[str] = Field(
-        min_length=1, description="Keys of `experiments`, all of images or all of text."
+        min_length=1, description="Keys of `experiments`, in the order of the tables."
     )
 
 

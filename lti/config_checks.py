@@ -64,18 +64,11 @@ def _modality(config: Config, experiment: Experiment) -> Modality | None:
 
 
 def report_problems(config: Config, where: str, report: Report) -> Iterator[str]:
-    """Check that a report's experiments are there, once each, and of one modality."""
+    """Check that a report's experiments are there, once each."""
     for number, name in enumerate(report.experiments):
         yield from unknown(f"{where}.experiments[{number}]", name, config.experiments)
         if name in report.experiments[:number]:
             yield f"{where}.experiments[{number}]: got {name!r} again; expected each once"
-    there = [config.experiments[name] for name in report.experiments if name in config.experiments]
-    modalities = {_modality(config, experiment) for experiment in there} - {None}
-    if len(modalities) > 1:
-        yield (
-            f"{where}.experiments: got {', '.join(report.experiments)}, of images and of text, "
-            f"which have no metric in common; expected one modality. Make two reports."
-        )
 
 
 def _inverters(config: Config, experiment: Experiment) -> Iterator[tuple[str, Inverter]]:

@@ -116,12 +116,13 @@ def test_figures_of_sentences_are_those_of_the_experiments_on_their_data_sets(tm
     drawn = re.findall(r"lti draw-texts .*$", output, flags=re.MULTILINE)
     assert len(drawn) == 2 and all(line.count(" --reconstructions ") == 2 for line in drawn)
     # An experiment of text has sentences for its picture, one of images has none.
-    output = checkout.run("--dry-run", "--quiet", "host", "--", "language_cola", "quickstart")
-    for name, ending in (("language_cola", r"texts\.bert-small\.png"), ("quickstart", "lenet.png")):
+    images = "quickstart_images"
+    output = checkout.run("--dry-run", "--quiet", "host", "--", "language_cola", images)
+    for name, ending in (("language_cola", r"texts\.bert-small\.png"), (images, "lenet.png")):
         (inputs,) = re.findall(rf"^rule {name}:\n    input: (.*)$", output, flags=re.MULTILINE)
         assert re.search(ending, inputs)
         assert ("texts." in inputs) == (name == "language_cola")
-        assert ("reconstructions." in inputs) == (name == "quickstart")
+        assert ("reconstructions." in inputs) == (name == images)
 
 
 def test_conda_environment_is_what_the_package_requires():

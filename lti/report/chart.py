@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -39,9 +40,9 @@ def plot_summary(
     """Draw every cell's mean with its 95 % interval, and the paper's value where there is one.
 
     One row of panels per setting (data set, FL model, batch size), or more of them for more
-    than five metrics, one panel per metric, defenses along the axis, an attack a colour and a
-    marker throughout. An FL model's panels of one metric share their limits. Where the summary
-    tells victims apart, hollow markers are those without a near copy.
+    than five metrics, one panel per metric that the setting has, defenses along the axis, an
+    attack a colour and a marker throughout. An FL model's panels of one metric share their
+    limits. Where the summary tells victims apart, hollow markers are those without a near copy.
 
     Args:
         path: output, ``.png`` or ``.pdf``.
@@ -70,25 +71,30 @@ def plot_summary(
         (*model, name): _limits(rows, scales[str(name)])
         for (*model, name), rows in values.groupby(["dataset", "fl_model", "metric"])
     }
-    settings = list(summary.groupby(["dataset", "fl_model", "batch_size"], sort=False))
-    lines = math.ceil(len(names) / _WIDEST)  # of panels, each setting
-    width = math.ceil(len(names) / lines)
+    settings = [
+        (key, rows, [name for name in names if name in set(rows["metric"])])
+        for key, rows in summary.groupby(["dataset", "fl_model", "batch_size"], sort=False)
+    ]
+    lines = [math.ceil(len(shown) / _WIDEST) for _, _, shown in settings]  # of panels
+    pairs = zip(settings, lines, strict=True)
+    width = max(math.ceil(len(shown) / count) for (_, _, shown), count in pairs if count)
     with drawing_style():
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
         from matplotlib.layout_engine import ConstrainedLayoutEngine
 
         figure = Figure(
-            figsize=(1.0 + 3.4 * width, 0.9 + 2.7 * lines * len(settings)),
+            figsize=(1.0 + 3.4 * width, 0.9 + 2.7 * sum(lines)),
             layout=ConstrainedLayoutEngine(w_pad=0.08, h_pad=0.08, hspace=0.06),
         )
         FigureCanvasAgg(figure)
-        grid = figure.subplots(lines * len(settings), width, squeeze=False)
-        for index, (key, rows) in enumerate(settings):
-            panels = grid[index * lines : (index + 1) * lines]
-            for axes in panels.flat[len(names) :]:
+        grid = figure.subplots(sum(lines), width, squeeze=False)
+        ends = itertools.accumulate(lines)
+        for (key, rows, shown), count, end in zip(settings, lines, ends, strict=True):
+            panels = grid[end - count : end]
+            for axes in panels.flat[len(shown) :]:
                 axes.set_axis_off()
-            for axes, name in zip(panels.flat, names, strict=False):
+            for axes, name in zip(panels.flat, shown, strict=False):
                 metric = METRICS[name]
                 drawn = rows[rows["mean"].notna() & (rows["metric"] == name)]
                 if len(drawn):

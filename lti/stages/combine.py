@@ -32,11 +32,14 @@ def combine_summaries(
     from lti.report.chart import plot_summary
     from lti.report.table import read_summary, write_summary
 
-    joined = pd.concat([read_summary(path) for path in summary], ignore_index=True)
+    parts = [read_summary(path) for path in summary]
+    columns = max((list(part) for part in parts), key=len)
+    joined = pd.concat(parts, ignore_index=True)[columns]
+    if "victims" in joined:  # only text tells them apart
+        joined["victims"] = joined["victims"].fillna("all")
     write_summary(output, joined)
     with atomic_path(table) as temporary:
-        parts = [path.read_text(encoding="utf-8") for path in tables]
-        text = "\n".join([f"# {title}\n", *parts])
+        text = "\n".join([f"# {title}\n", *(path.read_text("utf-8") for path in tables)])
         temporary.write_text(text, encoding="utf-8", newline="\n")
     plot_summary(chart, joined, metrics=list(joined["metric"].unique()))
     Progress("summary", log=log).say(f"{output}\n{table}\n{chart}")
