@@ -242,7 +242,8 @@ def test_commands_of_the_pages_are_understood() -> None:
     """An option that takes several values must not swallow the target."""
     from snakemake.cli import parse_args
 
-    known = {*RULES, *config()["experiments"], *example_config()["experiments"]}
+    known = {*RULES, *example_config()["experiments"]}
+    known |= {*config()["experiments"], *config()["reports"]}
     assert len(commands()) > 15
     for where, options in commands():
         targets = parse_args(options)[1].targets
