@@ -15,7 +15,17 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from lti.config import SECTIONS, Auxiliary, Config, Experiment, MetricRules, Report, Victims
+from lti.config import (
+    SECTIONS,
+    Auxiliary,
+    Config,
+    Experiment,
+    MetricRules,
+    Pool,
+    Report,
+    Shift,
+    Victims,
+)
 from lti.gradients.store_format import StoreSettings
 from lti.metrics import METRICS
 
@@ -176,7 +186,7 @@ def render() -> str:
     *sections, last = (f"`{section}`" for section in SECTIONS)
     introduction = INTRODUCTION.format(sections=f"{', '.join(sections)} and {last}")
     lines = [introduction, "## Top level", "", *_table(Config)]
-    for model in (StoreSettings, MetricRules, Experiment, Auxiliary, Victims, Report):
+    for model in (StoreSettings, MetricRules, Experiment, Auxiliary, Victims, Shift, Pool, Report):
         lines += [f"## {model.__name__}", "", _summary(model), "", *_table(model)]
     for section, registry in SECTIONS.items():
         lines += [f"## Entries of `{section}`", ""]

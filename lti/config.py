@@ -14,6 +14,8 @@ from lti.config_checks import (
     experiment_problems,
     parsed_attacks,
     report_problems,
+    shift_problems,
+    synthetic_problems,
     unknown,
 )
 from lti.data.dataset import DATASETS
@@ -27,7 +29,16 @@ from lti.metrics import METRICS
 from lti.projections import PROJECTIONS
 from lti.registry import Registry, describe_validation_error
 
-__all__ = ["Auxiliary", "Config", "Experiment", "Report", "Victims", "parse_config"]
+__all__ = [
+    "Auxiliary",
+    "Config",
+    "Experiment",
+    "Pool",
+    "Report",
+    "Shift",
+    "Victims",
+    "parse_config",
+]
 
 IDENTIFIER = re.compile(r"[a-z0-9]+([-._][a-z0-9]+)*")
 
@@ -36,11 +47,42 @@ class _Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
+class Pool(_Section):
+    """Samples that an auxiliary set draws from."""
+
+    dataset: str | None = Field(
+        None,
+        description="A key of `datasets`, of which it is the auxiliary part; null: the "
+        "experiment's.",
+    )
+    classes: list[int] | None = Field(None, min_length=1, description="Labels; null: all.")
+
+
+class Shift(_Section):
+    """What is like the victims and what is not."""
+
+    classes: list[int] | None = Field(
+        None,
+        min_length=1,
+        description="Labels of the victims and of the auxiliary samples like them; null: all.",
+    )
+    shifted: list[Pool] = Field(
+        min_length=1,
+        description="What the other auxiliary samples are drawn from, in equal parts.",
+    )
+
+
 class Auxiliary(_Section):
     """The attacker's auxiliary set."""
 
     size: int = Field(ge=16, description="Samples.")
     seed: int = Field(0, description="Root seed of the selection.")
+    shift: str | None = Field(
+        None, description="A key of `shifts`; null: all are like the victims."
+    )
+    beta: float = Field(
+        1.0, ge=0.0, le=1.0, description="Share of samples like the victims, with a shift."
+    )
     mirrored: bool = Field(
         True,
         description="Also store the gradients of the mirrored images, for augmentation. Not of "
@@ -124,6 +166,9 @@ class Config(_Section):
     metrics: MetricRules = Field(
         default_factory=MetricRules, description="What is asked of the metrics."
     )
+    shifts: dict[str, Shift] = Field(
+        default={}, description="Shifts of the auxiliary set's distribution by identifier."
+    )
     experiments: dict[str, Experiment] = Field(description="Experiments by identifier.")
     reports: dict[str, Report] = Field(default={}, description="Reports by identifier.")
 
@@ -174,6 +219,10 @@ def parse_config(values: Mapping[str, Any]) -> Config:
             where = f"{section}.{key}"
             attempt(lambda where=where, key=key: _check_identifier(where, key))
             attempt(lambda r=registry, s=settings, where=where: r.parse(s, where=where))
+    problems += synthetic_problems(config)
+    for key, shift in config.shifts.items():
+        attempt(lambda key=key: _check_identifier(f"shifts.{key}", key))
+        problems += shift_problems(config, f"shifts.{key}", shift)
     for key, experiment in config.experiments.items():
         attempt(lambda key=key: _check_identifier(f"experiments.{key}", key))
         if key in RULES:

@@ -7,17 +7,26 @@ from typing import TYPE_CHECKING, Any
 
 from lti.attacks import ATTACKS, Attack
 from lti.attacks.base import as_list
-from lti.data.dataset import DATASETS
+from lti.data.dataset import DATASETS, Dataset
 from lti.data.samples import Modality
+from lti.data.synthetic import SyntheticDataset
 from lti.errors import LTIError
 from lti.fl_models import FL_MODELS
 from lti.inverters import INVERTERS, Inverter
 from lti.metrics import METRICS
 
 if TYPE_CHECKING:
-    from lti.config import Config, Experiment, Report
+    from lti.config import Config, Experiment, Report, Shift
 
-__all__ = ["attack_problems", "experiment_problems", "parsed_attacks", "report_problems", "unknown"]
+__all__ = [
+    "attack_problems",
+    "experiment_problems",
+    "parsed_attacks",
+    "report_problems",
+    "shift_problems",
+    "synthetic_problems",
+    "unknown",
+]
 
 
 def unknown(where: str, value: Any, known: Iterable[str]) -> Iterator[str]:
@@ -61,6 +70,75 @@ def _modality(config: Config, experiment: Experiment) -> Modality | None:
         return DATASETS.parse(config.datasets.get(experiment.dataset, {})).modality
     except LTIError:
         return None
+
+
+def _datasets(config: Config) -> Iterator[tuple[str, Dataset]]:
+    """Yield the data sets whose settings are right, by identifier."""
+    for key, settings in config.datasets.items():
+        try:
+            yield key, DATASETS.parse(settings)
+        except LTIError:
+            continue  # said of the data set itself
+
+
+def synthetic_problems(config: Config) -> Iterator[str]:
+    """Check that synthetic data sets imitate one that is there, read, and of their modality."""
+    parsed = dict(_datasets(config))
+    for key, dataset in parsed.items():
+        if not isinstance(dataset, SyntheticDataset):
+            continue
+        known = [
+            name
+            for name, other in parsed.items()
+            if other.modality == dataset.modality and not isinstance(other, SyntheticDataset)
+        ]
+        yield from unknown(f"datasets.{key}.of", dataset.of, known)
+
+
+def shift_problems(config: Config, where: str, shift: Shift) -> Iterator[str]:
+    """Check that what is shifted is there, and shares no class with what is like the victims."""
+    pools = [(None, shift.classes), *((pool.dataset, pool.classes) for pool in shift.shifted)]
+    for number, (dataset, classes) in enumerate(pools[1:]):
+        place = f"{where}.shifted[{number}]"
+        if dataset is not None:
+            yield from unknown(f"{place}.dataset", dataset, config.datasets)
+        for other, known in pools[: number + 1]:
+            if other != dataset:
+                continue
+            if classes is None or known is None:
+                yield f"{place}: got all of a data set that is drawn from before it; name classes"
+            elif shared := sorted(set(classes) & set(known)):
+                yield f"{place}.classes: got {shared[0]}, drawn from before it; allowed: others"
+
+
+def _shift_problems(config: Config, where: str, experiment: Experiment) -> Iterator[str]:
+    """Check an experiment's shift, and that its data set has victims."""
+    auxiliary = experiment.auxiliary
+    parsed = dict(_datasets(config))
+    dataset = parsed.get(experiment.dataset)
+    if isinstance(dataset, SyntheticDataset):
+        yield f"{where}.dataset: got {experiment.dataset!r}, which is synthetic; allowed: others"
+    if auxiliary.shift is None:
+        if auxiliary.beta != 1:
+            yield f"{where}.auxiliary.beta: got {auxiliary.beta:g} without a shift; allowed: 1"
+        return
+    yield from unknown(f"{where}.auxiliary.shift", auxiliary.shift, config.shifts)
+    if dataset is None or auxiliary.shift not in config.shifts:
+        return
+    shift = config.shifts[auxiliary.shift]
+    for pool in shift.shifted:
+        other = parsed.get(pool.dataset or experiment.dataset, dataset)
+        if other.modality != dataset.modality:
+            yield (
+                f"{where}.auxiliary.shift: got {auxiliary.shift!r} with {pool.dataset!r} of "
+                f"modality {other.modality}; allowed: {dataset.modality}"
+            )
+    for label in shift.classes or ():
+        if not 0 <= label < dataset.num_classes:
+            yield (
+                f"{where}.auxiliary.shift: got {auxiliary.shift!r} with class {label}; allowed: "
+                f"the labels of {experiment.dataset}, 0 to {dataset.num_classes - 1}"
+            )
 
 
 def report_problems(config: Config, where: str, report: Report) -> Iterator[str]:
@@ -155,6 +233,7 @@ def _include_problems(config: Config, where: str, experiment: Experiment) -> Ite
 def experiment_problems(config: Config, where: str, experiment: Experiment) -> Iterator[str]:
     """Check the names of other entries in an experiment, and what must go together."""
     yield from unknown(f"{where}.dataset", experiment.dataset, config.datasets)
+    yield from _shift_problems(config, where, experiment)
     for axis in ("fl_models", "batch_sizes", "defenses", "attacks", "metrics"):
         values = getattr(experiment, axis) or []
         for value in dict.fromkeys(value for value in values if values.count(value) > 1):

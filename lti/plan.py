@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from lti.attacks import ATTACKS, Attack
 from lti.config import Auxiliary, Config, Experiment, Victims
 from lti.data.dataset import DATASETS
+from lti.data.synthetic import SyntheticDataset
 from lti.defenses import DEFENSES
 from lti.errors import LTIError
 from lti.files import canonical_json
@@ -73,6 +74,7 @@ class Plan:
         self.attacks = _parse(ATTACKS, config.attacks, "attacks")
         self.auxiliary: dict[str, tuple[str, Auxiliary]] = {}
         self.victims: dict[str, tuple[str, Victims]] = {}
+        self._shifts: dict[str, str | None] = {}  # of victims
         for experiment in config.experiments.values():
             auxiliary = auxiliary_id(experiment)
             settings = experiment.auxiliary
@@ -85,6 +87,7 @@ class Plan:
                     f"expected one of them. Set `mirrored` alike, or use another seed."
                 )
             victims = victims_id(experiment)
+            self._shifts[victims] = experiment.auxiliary.shift
             chosen = (experiment.dataset, experiment.victims)
             if self.victims.setdefault(victims, chosen) != chosen:
                 raise LTIError(
@@ -240,6 +243,30 @@ class Plan:
         )
         return settings
 
+    def pools_of(self, auxiliary: str) -> list[tuple[str, list[int] | None]]:
+        """Return the data sets and classes that an auxiliary set is drawn from.
+
+        First what is like the victims, then what is shifted.
+        """
+        dataset, settings = self.auxiliary[auxiliary]
+        if settings.shift is None:
+            return [(dataset, None)]
+        shift = self.config.shifts[settings.shift]
+        return [
+            (dataset, shift.classes),
+            *((pool.dataset or dataset, pool.classes) for pool in shift.shifted),
+        ]
+
+    def classes_of(self, victims: str) -> list[int] | None:
+        """Return the classes that victims are drawn from; None: all."""
+        shift = self._shifts[victims]
+        return None if shift is None else self.config.shifts[shift].classes
+
+    def imitated_by(self, dataset: str) -> str | None:
+        """Return the data set that a synthetic one imitates; None: it is read."""
+        settings = self.datasets[dataset]
+        return settings.of if isinstance(settings, SyntheticDataset) else None
+
     def victims_of(self, experiment: str) -> str:
         """Return the identifier of an experiment's victims."""
         return victims_id(self.experiment(experiment))
@@ -275,12 +302,20 @@ class Plan:
 
 def auxiliary_id(experiment: Experiment) -> str:
     """Return the identifier of an experiment's auxiliary set."""
-    return f"{experiment.dataset}-n{experiment.auxiliary.size}-s{experiment.auxiliary.seed}"
+    settings = experiment.auxiliary
+    name = f"{_population(experiment)}-n{settings.size}-s{settings.seed}"
+    return name if settings.shift is None else f"{name}-b{settings.beta:.6g}"
 
 
 def victims_id(experiment: Experiment) -> str:
     """Return the identifier of an experiment's victims."""
-    return f"{experiment.dataset}-n{experiment.victims.size}-s{experiment.victims.seed}"
+    return f"{_population(experiment)}-n{experiment.victims.size}-s{experiment.victims.seed}"
+
+
+def _population(experiment: Experiment) -> str:
+    """Return the data set and, where there is one, the shift: what samples are drawn from."""
+    shift = experiment.auxiliary.shift
+    return experiment.dataset if shift is None else f"{experiment.dataset}-{shift}"
 
 
 def _parse(registry: Registry[Any], entries: dict[str, Any], where: str) -> dict[str, Any]:

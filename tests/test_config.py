@@ -83,7 +83,7 @@ def test_the_shipped_configuration_is_valid():
 @pytest.mark.parametrize(
     ("path", "value", "message"),
     [
-        ("result", "x", r"result: unknown key \(value 'x'\); allowed: .*results, store"),
+        ("result", "x", r"result: unknown key \(value 'x'\); allowed: .*results, shifts, store"),
         (
             "projections/Half",
             {"use": "hash"},
@@ -97,7 +97,11 @@ def test_the_shipped_configuration_is_valid():
         ("metrics", {"require": "lpips"}, r"^metrics\.require: got 'lpips'; .*list"),
         ("store", {"chunk_mib": 99}, r"store\.chunk_mib: got 99; .*less than or equal to 16"),
         ("datasets/photos", 3, r"datasets\.photos: got 3; .*dict"),
-        ("datasets/photos", {}, r"datasets\.photos: no key 'use'; .*cifar10, cola, photos"),
+        (
+            "datasets/photos",
+            {},
+            r"datasets\.photos: no key 'use'; .*cifar10, cola, dct-gauss",
+        ),
         ("fl_models/lenet/use", "vgg", r"unknown name 'vgg' in fl_models; known: bert, lenet"),
         (
             "fl_models/text",
@@ -421,6 +425,48 @@ def test_an_attack_reads_observations_under_its_projection_and_others_whole_ones
         *("half", "half", "whole", "whole"),
     ]
     assert read("lti", "sign") == "whole"
+
+
+def shifted(values: dict) -> dict:
+    """Add a shift, and a synthetic data set in it."""
+    change(values, "datasets/noise", {"use": "dct-gaussian", "of": "photos", "classes": [2]})
+    pools = [{"classes": [2, 3]}, {"dataset": "noise"}]
+    values["shifts"] = {"classes": {"classes": [0, 1], "shifted": pools}}
+    change(values, "experiments/small/auxiliary/shift", "classes")
+    change(values, "experiments/small/auxiliary/beta", 0.25)
+    return values
+
+
+def test_a_shift_is_part_of_the_identifiers_and_says_what_is_drawn_from(values):
+    plan = Plan(parse_config(shifted(values)))
+    auxiliary, victims = plan.auxiliary_of("small"), plan.victims_of("small")
+    assert auxiliary == "photos-classes-n64-s3-b0.25"
+    assert victims == "photos-classes-n16-s1"
+    assert plan.pools_of(auxiliary) == [("photos", [0, 1]), ("photos", [2, 3]), ("noise", None)]
+    assert plan.classes_of(victims) == [0, 1]
+    assert (plan.imitated_by("noise"), plan.imitated_by("photos")) == ("photos", None)
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "message"),
+    [
+        ("datasets/noise/of", "x", r"datasets\.noise\.of: got 'x'; allowed: photos"),
+        ("datasets/noise/of", "noise", r"datasets\.noise\.of: got 'noise'; allowed: photos"),
+        ("experiments/small/dataset", "noise", r"got 'noise', which is synthetic; allowed"),
+        ("experiments/small/auxiliary/shift", "x", r"auxiliary\.shift: got 'x'; allowed: classes"),
+        ("experiments/small/auxiliary/shift", None, r"beta: got 0\.25 without a shift; allowed: 1"),
+        ("experiments/small/auxiliary/beta", 1.5, r"auxiliary\.beta: got 1\.5; .*less than or eq"),
+        ("shifts/classes/classes", [0, 99], r"'classes' with class 99; allowed: .* 0 to \d+$"),
+        ("shifts/classes/classes", [0, 3], r"shifted\[0\]\.classes: got 3, drawn from before it"),
+        ("shifts/classes/classes", None, r"shifted\[0\]: got all of a data set that is drawn"),
+        ("shifts/classes/shifted", [], r"shifts\.classes\.shifted: got \[\]"),
+        ("shifts/classes/shifted", [{"dataset": "x"}], r"shifted\[0\]\.dataset: got 'x'; allowed"),
+    ],
+)
+def test_a_shift_that_cannot_be_is_named(values, path, value, message):
+    change(shifted(values), path, value)
+    with pytest.raises(LTIError, match=message):
+        parse_config(values)
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import io
+import json
 import os
 import pickle
 import socket
@@ -23,6 +24,7 @@ from hypothesis import strategies as st
 from lti.data import (
     DATASETS,
     Samples,
+    Selection,
     as_input,
     cifar10,
     cifar10_batches,
@@ -36,7 +38,7 @@ from lti.data import (
 from lti.data.photos import PHOTOGRAPHS, Photos, patch_rectangles
 from lti.errors import LTIError
 from lti.files import read_json, write_arrays
-from lti.stages.data import select_victims
+from lti.stages.data import select_auxiliary, select_victims
 
 MIRROR = Path(os.environ.get("LTI_DATA_MIRROR") or "/nonexistent")
 needs_mirror = pytest.mark.skipif(
@@ -276,39 +278,57 @@ def test_select_names_the_value_that_cannot_be(change, message):
         select(numbered(10), **{"size": 1, "seed": 0, "what": "victims", **change})
 
 
+BETAS = st.one_of(st.sampled_from([0.0, 0.1, 0.5, 0.9, 1.0]), st.floats(0, 1))
+
+
 @settings(max_examples=60, deadline=None)
 @given(
     size=st.integers(1, 40),
-    beta=st.one_of(st.sampled_from([0.0, 0.1, 0.5, 0.9, 1.0]), st.floats(0, 1)),
+    beta=BETAS,
     seed=st.integers(0, 2**40),
+    parts=st.integers(1, 3),
 )
-def test_mix_has_exact_sizes_and_nested_parts(size, beta, seed):
-    inside, outside = numbered(40), numbered(40, start=1000)
+def test_mix_has_exact_sizes_and_parts_in_their_own_order(size, beta, seed, parts):
+    inside = numbered(40)
+    outside = [numbered(40, start=1000 * (1 + part)) for part in range(parts)]
     images, flag = mix(inside, outside, size=size, beta=beta, seed=seed)
     assert len(images) == len(flag) == size
     assert abs(Fraction(int(flag.sum())) - Fraction(beta) * size) <= Fraction(1, 2) + Fraction(
         1, 10**9
     )
     assert flag.dtype == np.bool_
-    np.testing.assert_array_equal(images.index < 1000, flag)
+    origin = images.index // 1000
+    np.testing.assert_array_equal(origin == 0, flag)
+    shares = np.bincount(origin, minlength=parts + 1)[1:]
+    assert shares.max() - shares.min() <= 1
     assert len(np.unique(images.index)) == size
-    original = inside.take(images.index[flag])
-    assert_same(images.take(np.flatnonzero(flag)), original)
-    full, full_flag = mix(inside, outside, size=40, beta=beta, seed=seed)
-    for which, full_which in ((flag, full_flag), (~flag, ~full_flag)):
-        part, full_part = images.index[which], full.index[full_which]
-        k = min(len(part), len(full_part))
-        np.testing.assert_array_equal(part[:k], full_part[:k])
+    assert_same(images.take(np.flatnonzero(flag)), inside.take(images.index[flag]))
+    full, _ = mix(inside, outside, size=40, beta=beta, seed=seed)
+    for number in range(parts + 1):
+        few = images.index[origin == number]
+        np.testing.assert_array_equal(few, full.index[full.index // 1000 == number][: len(few)])
 
 
-def test_mix_is_seeded_and_shuffled():
-    inside, outside = numbered(400), numbered(400, start=1000)
+@settings(max_examples=60, deadline=None)
+@given(beta=BETAS, seed=st.integers(0, 2**40), data=st.data())
+def test_a_smaller_mixture_is_a_prefix_of_a_larger_one(beta, seed, data):
+    large = data.draw(st.integers(1, 40))
+    small = data.draw(st.integers(1, large))
+    parts = (numbered(40), [numbered(40, start=1000), numbered(40, start=2000)])
+    more, flag = mix(*parts, size=large, beta=beta, seed=seed)
+    images, few = mix(*parts, size=small, beta=beta, seed=seed)
+    assert_same(images, more.take(range(small)))
+    np.testing.assert_array_equal(few, flag[:small])
+
+
+def test_mix_is_seeded_and_even():
+    inside, outside = numbered(400), [numbered(400, start=1000)]
     images, flag = mix(inside, outside, size=400, beta=0.5, seed=3)
     again, _ = mix(inside, outside, size=400, beta=0.5, seed=3)
     other, _ = mix(inside, outside, size=400, beta=0.5, seed=4)
     assert_same(images, again)
     assert not np.array_equal(images.index, other.index)
-    assert 60 < flag[:200].sum() < 140  # binomial, 100 expected, deviation 5
+    assert flag[:200].sum() == flag[:100].sum() * 2 == 100
 
 
 @pytest.mark.parametrize(
@@ -319,13 +339,137 @@ def test_mix_is_seeded_and_shuffled():
         ({"size": 0}, "size 0"),
         ({"size": 30, "beta": 0.5}, "needs 15 in-distribution samples, but there are 10"),
         ({"size": 30, "beta": 0.1}, "needs 27 shifted samples, but there are 10"),
-        ({"shifted": numbered(10, start=7)}, "3 samples are both .* the first at index 7"),
+        ({"shifted": []}, "shifted: got no samples"),
+        (
+            {"shifted": [Samples(np.zeros((9, 16), np.int32), *[np.zeros(9, np.int64)] * 2)]},
+            r"shapes \(3, 32, 32\), \(16,\); expected one",
+        ),
     ],
 )
 def test_mix_names_the_value_that_cannot_be(change, message):
-    values = {"shifted": numbered(10, start=100), "size": 5, "beta": 0.5, "seed": 0, **change}
+    values = {"shifted": [numbered(10, start=100)], "size": 5, "beta": 0.5, "seed": 0, **change}
     with pytest.raises(LTIError, match=message):
         mix(numbered(10), **values)
+
+
+# --- synthetic data, and auxiliary sets with a distribution shift ---
+
+
+def smooth_images(n: int, seed: int = 0) -> Samples:
+    """Images of few frequencies, of two classes that differ in brightness."""
+    generator = np.random.default_rng(seed)
+    label = generator.integers(2, size=n)
+    x = np.linspace(0, np.pi, 32)
+    waves = np.stack([np.cos(k * x) for k in range(3)])
+    weights = generator.normal(size=(n, 3, 3, 3)) * 12
+    image = (
+        np.einsum("nckl,kh,lw->nchw", weights, waves, waves) + 90 + 60 * label[:, None, None, None]
+    )
+    return Samples(np.rint(image.clip(0, 255)).astype(np.uint8), label, np.arange(n))
+
+
+def test_gaussian_images_have_the_frequencies_of_what_they_imitate():
+    real = smooth_images(600)
+    settings = DATASETS["dct-gaussian"](of="x", classes=[0], samples=500, seed=1)
+    drawn = settings.imitate(real)
+    assert len(drawn) == 500 and set(drawn.label) == {0}
+    assert_same(drawn, settings.imitate(real))
+    imitated = real.value[real.label == 0] / 255
+    values = drawn.value / 255
+    np.testing.assert_allclose(values.mean(axis=0), imitated.mean(axis=0), atol=0.02)
+    np.testing.assert_allclose(values.std(axis=0), imitated.std(axis=0), atol=0.03)
+    # Frequencies are independent: the coefficients of neighbours correlate as smoothness says.
+    for shift in (1, 8):
+        pairs = [
+            np.corrcoef(image[..., shift:].ravel(), image[..., :-shift].ravel())[0, 1]
+            for image in (imitated - imitated.mean(axis=0), values - values.mean(axis=0))
+        ]
+        assert abs(pairs[0] - pairs[1]) < 0.03
+
+
+def test_words_are_drawn_as_often_as_they_occur_and_special_tokens_stay():
+    generator = np.random.default_rng(0)
+    length = generator.integers(2, 9, size=400)
+    token = generator.choice([5, 6, 7, 8], p=[0.5, 0.3, 0.15, 0.05], size=(400, 10)).astype(
+        np.int32
+    )
+    token[:, 0] = 1
+    token[np.arange(10) >= length[:, None]] = 0
+    real = Samples(token, np.arange(400) % 2, np.arange(400))
+    settings = DATASETS["word-histogram"](of="x", samples=2000)
+    drawn = settings.imitate(real, {"special": [0, 1]})
+    assert (drawn.value[:, 0] == 1).all() and set(np.unique(drawn.value)) == {0, 1, 5, 6, 7, 8}
+    shares = [np.bincount(t[t > 1], minlength=9) / (t > 1).sum() for t in (token, drawn.value)]
+    np.testing.assert_allclose(shares[0], shares[1], atol=0.02)
+    lengths = [
+        np.bincount((t > 0).sum(axis=1), minlength=11) / len(t) for t in (token, drawn.value)
+    ]
+    np.testing.assert_allclose(lengths[0], lengths[1], atol=0.05)
+    pairs = np.histogram2d(drawn.value[:, 1], drawn.value[:, 2], bins=[4.5, 5.5, 6.5, 7.5, 8.5])[0]
+    expected = np.outer(pairs.sum(axis=1), pairs.sum(axis=0)) / pairs.sum()
+    assert np.abs(pairs - expected).max() < 0.1 * pairs.sum()
+    with pytest.raises(LTIError, match="modality text to imitate; expected image"):
+        DATASETS["dct-gaussian"](of="x").imitate(real)
+    with pytest.raises(LTIError, match="class 4 has no sample"):
+        DATASETS["word-histogram"](of="x", classes=[4]).imitate(real)
+
+
+def prepared(path: Path, samples: Samples, classes: int = 5, **facts: object) -> Path:
+    names = [f"class {label}" for label in range(classes)]
+    metadata = {"dataset": path.stem, "part": "auxiliary", "seed": None, "size": len(samples)}
+    write_selection(path, samples, metadata={**metadata, "class_names": names, **facts})
+    return path
+
+
+def auxiliary(tmp_path: Path, **options: object) -> Selection:
+    output = tmp_path / "chosen.safetensors"
+    values = {"size": 40, "seed": 3, "output": output, "card": tmp_path / "chosen.json", **options}
+    select_auxiliary(**values)
+    return read_selection(output)
+
+
+def test_an_auxiliary_set_is_mixed_from_classes_and_other_data_sets(tmp_path):
+    first = prepared(tmp_path / "first.safetensors", numbered(200))
+    second = prepared(tmp_path / "second.safetensors", numbered(60, start=500))
+    found = auxiliary(
+        tmp_path,
+        source=first,
+        classes="[0, 1]",
+        shifted=json.dumps(
+            [{"source": str(first), "classes": [3]}, {"source": str(second), "classes": None}]
+        ),
+        beta=0.25,
+    )
+    assert found.in_distribution.sum() == 10
+    label, index = found.samples.label, found.samples.index
+    assert set(label[found.in_distribution]) == {0, 1}
+    rest = index[~found.in_distribution]
+    assert (rest >= 500).sum() == 15 and set(label[~found.in_distribution][rest < 500]) == {3}
+    assert found.metadata["beta"] == 0.25
+    assert found.metadata["in_distribution"] == {"dataset": "first", "classes": [0, 1]}
+    assert found.metadata["shifted"][1] == {"dataset": "second", "classes": None}
+
+
+def test_a_mixture_that_cannot_be_is_named(tmp_path):
+    first = prepared(tmp_path / "first.safetensors", numbered(200))
+    other = prepared(tmp_path / "other.safetensors", numbered(60), classes=9)
+    few = prepared(tmp_path / "few.safetensors", numbered(60).take(range(0, 60, 5)), classes=1)
+
+    def shifted(path: Path, classes: object) -> str:
+        return json.dumps([{"source": str(path), "classes": classes}])
+
+    for options, message in (
+        ({"beta": 0.5}, "--beta: got 0.5 and nothing shifted"),
+        ({"beta": 0.5, "shifted": shifted(first, [1, 2])}, "40 samples of .*first at index 1"),
+        ({"beta": 2.0, "shifted": shifted(first, [3])}, "beta 2.0: expected a share"),
+        ({"beta": 0.5, "shifted": shifted(first, [3]), "size": 99}, "needs 49 shifted samples"),
+        ({"beta": 0.5, "classes": '["a"]', "shifted": shifted(first, [3])}, "got 'a'; expected"),
+    ):
+        with pytest.raises(LTIError, match=message):
+            auxiliary(tmp_path, **{"source": first, "classes": "[0, 1]", **options})
+    with pytest.raises(LTIError, match=r"has a label 4, and .* 1 classes"):
+        auxiliary(tmp_path, source=few, classes="[0]", shifted=shifted(other, None), beta=0.5)
+    assert not (tmp_path / "chosen.safetensors").exists()
 
 
 METADATA = {"dataset": "photos", "part": "auxiliary", "seed": 1, "size": 6, "class_names": ["a"]}

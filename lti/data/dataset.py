@@ -50,9 +50,11 @@ DATASETS: Registry[Dataset] = Registry(
     modules={
         "cifar10": "lti.data.cifar10",
         "cola": "lti.data.cola",
+        "dct-gaussian": "lti.data.dct_gaussian",
         "photos": "lti.data.photos",
         "python-docs": "lti.data.python_docs",
         "wikitext": "lti.data.wikitext",
+        "word-histogram": "lti.data.word_histogram",
     },
 )
 """The known data sets."""

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Selection",
     "mix",
+    "of_classes",
     "read_selection",
     "select",
     "write_selection",
@@ -74,17 +75,7 @@ def select(
     """
     if size < 1:
         raise LTIError(f"{what}: size {size}; expected 1 or more. Ask for at least one sample.")
-    if classes is None:
-        eligible = np.arange(len(samples))
-    else:
-        known = np.unique(samples.label).tolist()
-        for label in classes:
-            if label not in known:
-                raise LTIError(
-                    f"{what}: class {label} has no sample here; the labels are "
-                    f"{', '.join(map(str, known)) or 'none'}. Use these."
-                )
-        eligible = np.flatnonzero(np.isin(samples.label, list(classes)))
+    eligible = _of_classes(samples, classes, what=what)
     if size > len(eligible):
         raise LTIError(
             f"{what}: size {size}, but there are {len(eligible)} eligible samples. "
@@ -95,6 +86,30 @@ def select(
     first = eligible[first]
     order = np.concatenate([first, order[~np.isin(order, first)]])
     return samples.take(order[:size])
+
+
+def of_classes(samples: Samples, classes: Sequence[int] | None, *, what: str) -> Samples:
+    """Return the samples of some classes, in their order; all if ``classes`` is None.
+
+    Raises:
+        LTIError: a class has no sample.
+    """
+    return samples.take(_of_classes(samples, classes, what=what))
+
+
+def _of_classes(
+    samples: Samples, classes: Sequence[int] | None, *, what: str
+) -> npt.NDArray[np.intp]:
+    if classes is None:
+        return np.arange(len(samples))
+    known = np.unique(samples.label).tolist()
+    for label in classes:
+        if label not in known:
+            raise LTIError(
+                f"{what}: class {label} has no sample here; the labels are "
+                f"{', '.join(map(str, known)) or 'none'}. Use these."
+            )
+    return np.flatnonzero(np.isin(samples.label, list(classes)))
 
 
 def _positions(
@@ -124,7 +139,7 @@ def _positions(
 
 def mix(
     in_distribution: Samples,
-    shifted: Samples,
+    shifted: Sequence[Samples],
     *,
     size: int,
     beta: float,
@@ -132,14 +147,16 @@ def mix(
 ) -> tuple[Samples, np.ndarray]:
     """Return an auxiliary set of which a share ``beta`` is of the victims' distribution.
 
-    ``round(beta * size)`` samples come from ``in_distribution`` and the rest from
-    ``shifted``, in an order drawn from the seed. Each part keeps the order of its own
-    permutation, so the samples of one part are a prefix of those of that part in every
-    set of the same seed that takes more of them.
+    ``beta * size`` samples, rounded, come from ``in_distribution`` and the rest from
+    ``shifted``, in equal numbers from each of its parts. Shares hold from the beginning: of the
+    first n samples, ``beta * n``, rounded, are in-distribution. Every part keeps the order of its
+    own permutation. A smaller set is therefore a prefix of every larger one of the same seed and
+    ``beta``, and the samples of one part are a prefix of those of that part in every set of the
+    same seed that takes more of them.
 
     Args:
-        in_distribution: samples of the victims' classes.
-        shifted: samples of other classes of the same split; no ``index`` in both.
+        in_distribution: samples like the victims.
+        shifted: samples of other classes, of other data sets, or synthetic ones.
         size: how many in all, 1 or more.
         beta: share of ``in_distribution``, 0 to 1.
         seed: root seed.
@@ -148,40 +165,46 @@ def mix(
         The samples, and bool (size,): True where a sample is from ``in_distribution``.
 
     Raises:
-        LTIError: ``beta`` or ``size`` is out of range, a part has too few samples, or an
-            index is in both parts.
+        LTIError: ``beta`` or ``size`` is out of range, nothing is shifted, samples are of different
+            shapes, or a part has too few.
     """
     if not 0 <= beta <= 1:
         raise LTIError(f"beta {beta}: expected a share from 0 to 1. Correct it.")
     if size < 1:
         raise LTIError(f"auxiliary: size {size}; expected 1 or more. Ask for at least one sample.")
-    shared = np.intersect1d(in_distribution.index, shifted.index)
-    if len(shared):
+    if not shifted:
+        raise LTIError("shifted: got no samples; expected one part or more. Name some.")
+    shapes = {samples.value.shape[1:] for samples in (in_distribution, *shifted)}
+    if len(shapes) > 1:
         raise LTIError(
-            f"{len(shared)} samples are both in-distribution and shifted, the first at index "
-            f"{shared[0]}; expected none. Choose disjoint classes."
+            f"the parts of an auxiliary set have samples of the shapes "
+            f"{', '.join(map(str, sorted(shapes)))}; expected one. Choose parts that are alike."
         )
-    count = round(beta * size)
-    parts = []
-    for samples, n, what in (
-        (in_distribution, count, "in-distribution"),
-        (shifted, size - count, "shifted"),
-    ):
+    # How many of the first n are in-distribution; halves are rounded up.
+    reached = np.floor(np.arange(size + 1) * beta + 0.5).astype(np.int64)
+    flag = np.diff(reached) > 0
+    part = np.where(flag, 0, 1 + (np.cumsum(~flag) - 1) % len(shifted))
+    names = ["in-distribution", *(f"shifted/{number}" for number in range(len(shifted)))]
+    chosen = []
+    for number, (samples, what) in enumerate(zip((in_distribution, *shifted), names, strict=True)):
+        n = int((part == number).sum())
         if n > len(samples):
+            kind, _, _ = what.partition("/")
             raise LTIError(
-                f"auxiliary: size {size} at beta {beta} needs {n} {what} samples, but there are "
+                f"auxiliary: size {size} at beta {beta} needs {n} {kind} samples, but there are "
                 f"{len(samples)}. Use a smaller size or another beta."
             )
-        parts.append(select(samples, size=n, seed=seed, what=what) if n else samples.take([]))
-    flag = np.arange(size) < count
-    numpy_generator(seed, "select", "mix").shuffle(flag)
-    # Position k takes the next image of its own part.
-    rank = np.where(flag, np.cumsum(flag) - 1, count + np.cumsum(~flag) - 1)
+        chosen.append(select(samples, size=n, seed=seed, what=what) if n else samples.take([]))
+    rank = np.empty(size, dtype=np.int64)
+    begin = 0
+    for number, samples in enumerate(chosen):
+        rank[part == number] = begin + np.arange(len(samples))
+        begin += len(samples)
     return (
         Samples(
-            np.concatenate([part.value for part in parts])[rank],
-            np.concatenate([part.label for part in parts])[rank],
-            np.concatenate([part.index for part in parts])[rank],
+            np.concatenate([samples.value for samples in chosen])[rank],
+            np.concatenate([samples.label for samples in chosen])[rank],
+            np.concatenate([samples.index for samples in chosen])[rank],
         ),
         flag,
     )

@@ -7,12 +7,14 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
+from lti.errors import LTIError
 from lti.stages.options import Log, Output, parse_json, parse_json_list
 
 if TYPE_CHECKING:
     import numpy as np
 
     from lti.data.samples import Samples
+    from lti.data.synthetic import SyntheticDataset
     from lti.data.text import TextDataset
 
 __all__ = ["prepare_dataset", "prepare_tokenizer", "select_auxiliary", "select_victims"]
@@ -21,12 +23,26 @@ DatasetJson = Annotated[str, typer.Option(help="JSON settings of the data set.")
 Source = Annotated[Path, typer.Option(help="A prepared part of a data set.")]
 Size = Annotated[int, typer.Option(min=1, help="Samples.")]
 Seed = Annotated[int, typer.Option(help="Root seed of the selection.")]
+Classes = Annotated[str, typer.Option(help="JSON list of the classes to draw from; null: all.")]
+
+
+def parse_classes(text: str) -> list[int] | None:
+    """Return the labels that an option holds, or None for all.
+
+    Raises:
+        LTIError: it is neither a JSON list of numbers nor null.
+    """
+    if text == "null":
+        return None
+    labels = parse_json_list(text, option="classes")
+    if wrong := [label for label in labels if not isinstance(label, int)]:
+        raise LTIError(f"--classes: got {wrong[0]!r}; expected whole numbers. Give labels.")
+    return labels
 
 
 def prepare_tokenizer(*, dataset: DatasetJson, output: Output, log: Log = None) -> None:
     """Write the tokenizer of a data set of text, a published one or one that is trained."""
     from lti.data.dataset import DATASETS
-    from lti.errors import LTIError
     from lti.progress import Progress
 
     source = DATASETS.parse(parse_json(dataset, option="dataset"))
@@ -46,17 +62,27 @@ def prepare_dataset(
     tokenizer: Annotated[
         Path | None, typer.Option(help="The data set's tokenizer; for text alone.")
     ] = None,
+    of: Annotated[
+        Path | None, typer.Option(help="The auxiliary part that a synthetic data set imitates.")
+    ] = None,
     output: Output,
     card: Output,
     log: Log = None,
 ) -> None:
     """Read one part of a data set, from its public home or a local copy, into one file."""
     from lti.data.dataset import DATASETS, Part, check_part
-    from lti.errors import LTIError
+    from lti.data.synthetic import SyntheticDataset
     from lti.progress import Progress
 
     check_part(part)
     source = DATASETS.parse(parse_json(dataset, option="dataset"))
+    if isinstance(source, SyntheticDataset):
+        _imitate(source, part, of, output=output, card=card, log=log)
+        return
+    if of is not None:
+        raise LTIError(
+            f"--of: got {of}; data set {source.name} imitates no other. Leave the option out."
+        )
     if (source.modality == "text") != (tokenizer is not None):
         raise LTIError(
             f"--tokenizer: got {tokenizer} for the data set {source.name}; expected the file of "
@@ -77,15 +103,132 @@ def prepare_dataset(
         **facts,
     }
     _write(output, card, samples, metadata)
-    of = facts["text"]["corpus"] if facts else f"{source.num_classes} classes"
-    progress.say(f"{len(samples):,} samples of {of}")
+    told = facts["text"]["corpus"] if facts else f"{source.num_classes} classes"
+    progress.say(f"{len(samples):,} samples of {told}")
+
+
+def _imitate(
+    source: SyntheticDataset,
+    part: str,
+    of: Path | None,
+    *,
+    output: Path,
+    card: Path,
+    log: Path | None,
+) -> None:
+    from lti.data.selection import read_selection
+    from lti.progress import Progress
+
+    if part != "auxiliary" or of is None:
+        raise LTIError(
+            f"data set {source.name}: got part {part} and {of} to imitate; expected part auxiliary "
+            f"and the auxiliary part of another data set. Give it with --of."
+        )
+    imitated = read_selection(of)
+    samples = source.imitate(imitated.samples, imitated.metadata.get("text"))
+    metadata = {
+        **imitated.metadata,
+        "dataset": source.name,
+        "size": len(samples),
+        "of": imitated.metadata["dataset"],
+        "classes": source.classes,
+    }
+    _write(output, card, samples, metadata)
+    progress = Progress(f"data {source.name} {part}", log=log)
+    progress.say(f"{len(samples):,} samples like those of {metadata['of']}")
 
 
 def select_auxiliary(
-    *, source: Source, size: Size, seed: Seed, output: Output, card: Output, log: Log = None
+    *,
+    source: Source,
+    size: Size,
+    seed: Seed,
+    classes: Classes = "null",
+    shifted: Annotated[
+        str,
+        typer.Option(
+            help="JSON list of what is not like the victims: objects with `source` and `classes`."
+        ),
+    ] = "[]",
+    beta: Annotated[float, typer.Option(help="Share of what is like the victims.")] = 1.0,
+    output: Output,
+    card: Output,
+    log: Log = None,
 ) -> None:
-    """Draw the attacker's auxiliary set: the first ``size`` of a seeded permutation."""
-    _select(source, size=size, seed=seed, output=output, card=card, log=log, what="auxiliary")
+    """Draw the attacker's auxiliary set: the first ``size`` of a seeded permutation.
+
+    With a distribution shift a share ``beta`` of the set is from the source, and the rest in
+    equal parts from what is shifted.
+    """
+    from itertools import combinations
+
+    import numpy as np
+
+    from lti.data.selection import mix, of_classes, read_selection
+    from lti.progress import Progress
+
+    entries = parse_json_list(shifted, option="shifted")
+    if not entries:
+        if beta != 1:
+            raise LTIError(
+                f"--beta: got {beta} and nothing shifted; expected 1. Name what is shifted with "
+                f"--shifted, or leave --beta out."
+            )
+        _select(
+            source,
+            size=size,
+            seed=seed,
+            classes=classes,
+            output=output,
+            card=card,
+            log=log,
+            what="auxiliary",
+        )
+        return
+    chosen = [(source, parse_classes(classes))]
+    chosen += [(Path(entry["source"]), entry["classes"]) for entry in entries]
+    read = {path: read_selection(path) for path, _ in chosen}
+    pools = [
+        of_classes(read[path].samples, labels, what=f"auxiliary, from {path}")
+        for path, labels in chosen
+    ]
+    for (one, (first, _)), (other, (second, _)) in combinations(enumerate(chosen), 2):
+        shared = np.intersect1d(pools[one].index, pools[other].index)
+        if first == second and len(shared):
+            raise LTIError(
+                f"{len(shared)} samples of {first} are in two parts of the auxiliary set, the "
+                f"first at index {shared[0]}; expected none. Choose disjoint classes."
+            )
+    prepared = read[source].metadata
+    for path in read:
+        facts = read[path].metadata
+        labels = int(read[path].samples.label.max(initial=0))
+        if facts.get("text", {}).get("tokenizer") != prepared.get("text", {}).get("tokenizer"):
+            raise LTIError(
+                f"{path} was made with another tokenizer than {source}; expected the same. Give "
+                f"the data set the tokenizer of the other."
+            )
+        if labels >= len(prepared["class_names"]):
+            raise LTIError(
+                f"{path} has a label {labels}, and {source} {len(prepared['class_names'])} "
+                f"classes; expected labels below that. Choose other classes."
+            )
+    samples, flags = mix(pools[0], pools[1:], size=size, beta=beta, seed=seed)
+    parts = [
+        {"dataset": read[path].metadata["dataset"], "classes": labels} for path, labels in chosen
+    ]
+    metadata = {
+        **prepared,
+        "seed": seed,
+        "size": size,
+        "beta": beta,
+        "in_distribution": parts[0],
+        "shifted": parts[1:],
+    }
+    _write(output, card, samples, metadata, in_distribution=flags)
+    Progress(f"auxiliary {metadata['dataset']}", log=log).say(
+        f"{size:,} samples, {int(flags.sum()):,} of them in-distribution"
+    )
 
 
 def select_victims(
@@ -93,6 +236,7 @@ def select_victims(
     source: Source,
     size: Size,
     seed: Seed,
+    classes: Classes = "null",
     include: Annotated[
         str, typer.Option(help="JSON list of the samples that come first: positions or texts.")
     ] = "[]",
@@ -108,6 +252,7 @@ def select_victims(
         source,
         size=size,
         seed=seed,
+        classes=classes,
         include=include,
         tokenizer=tokenizer,
         output=output,
@@ -122,6 +267,7 @@ def _select(
     *,
     size: int,
     seed: int,
+    classes: str,
     include: str = "[]",
     tokenizer: Path | None = None,
     output: Path,
@@ -145,11 +291,16 @@ def _select(
         parse_json_list(include, option="include"),
         tokenizer=words,
     )
-    samples = select(prepared.samples, size=size, seed=seed, include=first, what=what)
+    labels = parse_classes(classes)
+    samples = select(
+        prepared.samples, size=size, seed=seed, classes=labels, include=first, what=what
+    )
     flags = np.ones(size, dtype=bool) if what == "auxiliary" else None
     metadata = {**prepared.metadata, "seed": seed, "size": size}
     if first:
         metadata["include"] = first
+    if labels is not None:
+        metadata["classes"] = labels
     _write(output, card, samples, metadata, in_distribution=flags)
     Progress(f"{what} {metadata['dataset']}", log=log).say(
         f"{size:,} of {len(prepared.samples):,} samples"

@@ -21,6 +21,8 @@ rule prepare_tokenizer:
 rule prepare_dataset:
     input:
         tokenizer=lambda wildcards: tokenizer_of(wildcards.dataset),
+        of=imitated(".safetensors"),
+        of_card=imitated(".json"),
         code=lambda wildcards: source_files(
             "data", entry(DATASETS, "datasets", wildcards.dataset)
         ),
@@ -40,16 +42,17 @@ rule prepare_dataset:
         tokenizer=lambda wildcards, input: [
             f"--tokenizer {path}" for path in input.tokenizer
         ],
+        of=lambda wildcards, input: [f"--of {path}" for path in input.of],
     shell:
         "lti prepare-dataset --dataset {params.dataset:q} --part {params.part}"
-        " {params.tokenizer}"
+        " {params.tokenizer} {params.of}"
         " --output {output.data} --card {output.card} --log {log}"
 
 
 rule select_auxiliary:
     input:
-        source=source_of_auxiliary(".safetensors"),
-        card=source_of_auxiliary(".json"),
+        sources=sources_of_auxiliary(".safetensors"),
+        cards=sources_of_auxiliary(".json"),
         code=source_files("data"),
     output:
         data=f"{AUXILIARY}.safetensors",
@@ -61,8 +64,14 @@ rule select_auxiliary:
     params:
         size=lambda wildcards: PLAN.auxiliary[wildcards.auxiliary][1].size,
         seed=lambda wildcards: PLAN.auxiliary[wildcards.auxiliary][1].seed,
+        beta=lambda wildcards: PLAN.auxiliary[wildcards.auxiliary][1].beta,
+        classes=lambda wildcards: canonical_json(
+            PLAN.pools_of(wildcards.auxiliary)[0][1]
+        ),
+        shifted=shifted_pools,
     shell:
-        "lti select-auxiliary --source {input.source} --size {params.size} --seed {params.seed}"
+        "lti select-auxiliary --source {input.sources[0]} --size {params.size} --seed {params.seed}"
+        " --classes {params.classes:q} --shifted {params.shifted:q} --beta {params.beta}"
         " --output {output.data} --card {output.card} --log {log}"
 
 
@@ -82,6 +91,7 @@ rule select_victims:
     params:
         size=lambda wildcards: PLAN.victims[wildcards.victims][1].size,
         seed=lambda wildcards: PLAN.victims[wildcards.victims][1].seed,
+        classes=lambda wildcards: canonical_json(PLAN.classes_of(wildcards.victims)),
         include=lambda wildcards: canonical_json(
             PLAN.victims[wildcards.victims][1].include
         ),
@@ -90,7 +100,7 @@ rule select_victims:
         ],
     shell:
         "lti select-victims --source {input.source} --size {params.size} --seed {params.seed}"
-        " --include {params.include:q} {params.tokenizer} --output {output.data} --card {output.card} --log {log}"
+        " --classes {params.classes:q} --include {params.include:q} {params.tokenizer} --output {output.data} --card {output.card} --log {log}"
 
 
 rule find_near_copies:

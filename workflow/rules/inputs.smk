@@ -9,13 +9,37 @@ def fill(pattern, suffix, **wildcards):
 
 def tokenizer_of(dataset):
     """The tokenizer of a data set of text; none of images."""
-    is_text = PLAN.datasets[dataset].modality == "text"
+    is_text = (
+        PLAN.datasets[dataset].modality == "text" and PLAN.imitated_by(dataset) is None
+    )
     return [TOKENIZER.format(dataset=dataset)] if is_text else []
 
 
-def source_of_auxiliary(suffix):
-    return lambda wildcards: fill(
-        PART, suffix, dataset=dataset_of_auxiliary(wildcards), part="auxiliary"
+def imitated(suffix):
+    """What a synthetic data set imitates; nothing where it is read."""
+
+    def files(wildcards):
+        of = PLAN.imitated_by(wildcards.dataset)
+        return [] if of is None else [fill(PART, suffix, dataset=of, part="auxiliary")]
+
+    return files
+
+
+def sources_of_auxiliary(suffix):
+    """What an auxiliary set is drawn from, first what is like the victims."""
+    return lambda wildcards: [
+        fill(PART, suffix, dataset=dataset, part="auxiliary")
+        for dataset, _ in PLAN.pools_of(wildcards.auxiliary)
+    ]
+
+
+def shifted_pools(wildcards, input):
+    pools = PLAN.pools_of(wildcards.auxiliary)
+    return canonical_json(
+        [
+            {"source": str(path), "classes": classes}
+            for path, (_, classes) in zip(input.sources[1:], pools[1:])
+        ]
     )
 
 

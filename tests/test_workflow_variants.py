@@ -1,10 +1,13 @@
-"""The chain with a projection that is fitted to the auxiliary set, and reports of experiments."""
+"""The chain with a fitted projection, reports of experiments, and a shift of distribution."""
 
 from __future__ import annotations
 
+import numpy as np
 import pandas as pd
 import pytest
 from workflow_runner import AUXILIARY, CONFIG, VICTIMS, Checkout
+
+from lti.data import read_selection
 
 FEW = {"use": "principal", "components": 8, "samples": 40}
 
@@ -22,12 +25,28 @@ def checkout(tmp_path_factory) -> Checkout:
             },
             "experiments": {
                 "tiny": {**tiny, "attacks": ["lti", "nearest"]},
+                "shifted": {
+                    **tiny,
+                    "defenses": ["gauss"],
+                    "attacks": ["lti"],
+                    "auxiliary": {"size": 60, "shift": "classes", "beta": 0.5},
+                },
                 "pairs": {**tiny, "attacks": ["lti"], "batch_sizes": [2], "defenses": ["sign"]},
+            },
+            "datasets": {
+                **CONFIG["datasets"],
+                "noise": {"use": "dct-gaussian", "of": "photos", "classes": [2]},
+            },
+            "shifts": {
+                "classes": {
+                    "classes": [0, 1],
+                    "shifted": [{"classes": [2]}, {"dataset": "noise"}],
+                }
             },
             "reports": {"both": {"title": "Both", "experiments": ["tiny", "pairs"]}},
         }
     )
-    checkout.run("both")
+    checkout.run("both", "shifted")
     return checkout
 
 
@@ -42,6 +61,25 @@ def test_every_stage_uses_what_was_fitted(checkout):
         stores = (observed / f"few@{AUXILIARY}").glob("*.zarr")
         assert {store.stem for store in stores} == defenses
     assert checkout.planned("both") == []
+
+
+def test_an_auxiliary_set_with_a_shift_is_of_three_sources(checkout):
+    chosen = read_selection(
+        checkout.results / "data/auxiliary/photos-classes-n60-s0-b0.5.safetensors"
+    )
+    label = chosen.samples.label
+    assert chosen.in_distribution.sum() == 30
+    assert set(label[chosen.in_distribution]) == {0, 1} and set(label[~chosen.in_distribution]) == {
+        2
+    }
+    noise = read_selection(checkout.results / "data/noise/auxiliary.safetensors").samples.value
+    drawn = {image.tobytes() for image in noise}
+    from_noise = [image.tobytes() in drawn for image in chosen.samples.value]
+    assert sum(from_noise) == 15 and not any(np.array(from_noise) & chosen.in_distribution)
+    victims = checkout.results / "data/victims/photos-classes-n8-s0.safetensors"
+    assert set(read_selection(victims).samples.label) <= {0, 1}
+    summary = pd.read_csv(checkout.results / "experiments/shifted/summary.csv")
+    assert summary["n"].unique().tolist() == [8]
 
 
 def test_a_report_has_the_rows_of_its_experiments(checkout):
