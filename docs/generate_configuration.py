@@ -24,6 +24,7 @@ from lti.config import (
     Pool,
     Report,
     Shift,
+    Variation,
     Victims,
 )
 from lti.gradients.store_format import StoreSettings
@@ -186,7 +187,8 @@ def render() -> str:
     *sections, last = (f"`{section}`" for section in SECTIONS)
     introduction = INTRODUCTION.format(sections=f"{', '.join(sections)} and {last}")
     lines = [introduction, "## Top level", "", *_table(Config)]
-    for model in (StoreSettings, MetricRules, Experiment, Auxiliary, Victims, Shift, Pool, Report):
+    experiments = (Experiment, Auxiliary, Variation, Victims, Shift, Pool, Report)
+    for model in (StoreSettings, MetricRules, *experiments):
         lines += [f"## {model.__name__}", "", _summary(model), "", *_table(model)]
     for section, registry in SECTIONS.items():
         lines += [f"## Entries of `{section}`", ""]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import Any
+from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -36,6 +36,7 @@ __all__ = [
     "Pool",
     "Report",
     "Shift",
+    "Variation",
     "Victims",
     "parse_config",
 ]
@@ -90,6 +91,23 @@ class Auxiliary(_Section):
     )
 
 
+class Variation(_Section):
+    """Auxiliary sets that differ from an experiment's: every combination of what is listed."""
+
+    size: list[Annotated[int, Field(ge=16)]] | None = Field(
+        None,
+        min_length=1,
+        description="Samples; null: the experiment's. Smaller sets are the beginning of the "
+        "largest of their seed, and share its gradient store.",
+    )
+    beta: list[Annotated[float, Field(ge=0.0, le=1.0)]] | None = Field(
+        None, min_length=1, description="Shares like the victims; null: the experiment's."
+    )
+    seed: list[int] | None = Field(
+        None, min_length=1, description="Root seeds of the selection; null: the experiment's."
+    )
+
+
 class Victims(_Section):
     """The clients' data."""
 
@@ -115,6 +133,11 @@ class Experiment(_Section):
     defenses: list[str] = Field(min_length=1, description="Keys of `defenses`.")
     attacks: list[str] = Field(min_length=1, description="Keys of `attacks`.")
     auxiliary: Auxiliary
+    variations: list[Variation] = Field(
+        default=[],
+        description="Auxiliary sets in place of `auxiliary`, one after another: a curve over "
+        "their size or beta.",
+    )
     victims: Victims
     metrics: list[str] | None = Field(
         None,

@@ -8,11 +8,11 @@ module turns a configuration into those identifiers and back into settings. A ru
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from lti.attacks import ATTACKS, Attack
-from lti.config import Auxiliary, Config, Experiment, Victims
+from lti.config import Config, Experiment, Variation, Victims
 from lti.data.dataset import DATASETS
 from lti.data.synthetic import SyntheticDataset
 from lti.defenses import DEFENSES
@@ -29,7 +29,7 @@ from lti.registry import Registry
 if TYPE_CHECKING:
     from lti.data.samples import Modality
 
-__all__ = ["Cell", "Plan"]
+__all__ = ["AuxiliarySet", "Cell", "Plan"]
 
 UNDEFENDED = "undefended"
 
@@ -45,6 +45,26 @@ class Cell:
     defense: str
     attack: str
     """``<attack>`` or, with auxiliary data, ``<attack>@<auxiliary set>``."""
+
+
+@dataclass(frozen=True)
+class AuxiliarySet:
+    """One auxiliary set."""
+
+    dataset: str
+    size: int
+    seed: int
+    shift: str | None
+    beta: float
+    mirrored: bool
+    of: int
+    """Size of the set that it is the beginning of, and whose gradient store it reads."""
+
+    @property
+    def identifier(self) -> str:
+        """As it stands in paths."""
+        name = f"{_population(self.dataset, self.shift)}-n{self.size}-s{self.seed}"
+        return name if self.shift is None else f"{name}-b{self.beta:.6g}"
 
 
 class Plan:
@@ -72,20 +92,12 @@ class Plan:
         self.inverters = _parse(INVERTERS, config.inverters, "inverters")
         self.generators = _parse(GENERATORS, config.generators, "generators")
         self.attacks = _parse(ATTACKS, config.attacks, "attacks")
-        self.auxiliary: dict[str, tuple[str, Auxiliary]] = {}
+        self.auxiliary: dict[str, AuxiliarySet] = {}
         self.victims: dict[str, tuple[str, Victims]] = {}
         self._shifts: dict[str, str | None] = {}  # of victims
         for experiment in config.experiments.values():
-            auxiliary = auxiliary_id(experiment)
-            settings = experiment.auxiliary
-            if self.datasets[experiment.dataset].modality == "text":  # which has no mirror image
-                settings = settings.model_copy(update={"mirrored": False})
-            pair = (experiment.dataset, settings)
-            if self.auxiliary.setdefault(auxiliary, pair) != pair:
-                raise LTIError(
-                    f"auxiliary set {auxiliary} is asked for with and without mirrored images; "
-                    f"expected one of them. Set `mirrored` alike, or use another seed."
-                )
+            for auxiliary in self._auxiliary_sets(experiment):
+                self._add_auxiliary(auxiliary)
             victims = victims_id(experiment)
             self._shifts[victims] = experiment.auxiliary.shift
             chosen = (experiment.dataset, experiment.victims)
@@ -102,12 +114,54 @@ class Plan:
                 known += [m for m in self.metrics_of_experiment(name) if m not in known]
                 self._add_observed(cell)
 
+    def _auxiliary_sets(self, experiment: Experiment) -> list[AuxiliarySet]:
+        """Return an experiment's auxiliary sets, in the order of its variations."""
+        base = experiment.auxiliary
+        # Text has no mirror image.
+        is_text = self.datasets[experiment.dataset].modality == "text"
+        sets = [
+            AuxiliarySet(
+                dataset=experiment.dataset,
+                size=size,
+                seed=seed,
+                shift=base.shift,
+                beta=beta,
+                mirrored=base.mirrored and not is_text,
+                of=size,
+            )
+            for variation in experiment.variations or [Variation()]
+            for size in variation.size or [base.size]
+            for beta in variation.beta or [base.beta]
+            for seed in variation.seed or [base.seed]
+        ]
+        largest: dict[tuple[int, float], int] = {}
+        for chosen in sets:
+            key = (chosen.seed, chosen.beta)
+            largest[key] = max(chosen.size, largest.get(key, 0))
+        return [replace(chosen, of=largest[chosen.seed, chosen.beta]) for chosen in sets]
+
+    def _add_auxiliary(self, chosen: AuxiliarySet) -> None:
+        for part in (replace(chosen, size=chosen.of), chosen):
+            known = self.auxiliary.get(part.identifier, part)
+            if known.mirrored != part.mirrored:
+                raise LTIError(
+                    f"auxiliary set {part.identifier} is asked for with and without mirrored "
+                    f"images; expected one of them. Set `mirrored` alike, or use another seed."
+                )
+            self.auxiliary[part.identifier] = replace(part, of=max(part.of, known.of))
+
+    def stored_auxiliary(self, auxiliary: str) -> str:
+        """Return the auxiliary set whose gradient store a set reads, which begins with it."""
+        chosen = self.auxiliary[auxiliary]
+        return replace(chosen, size=chosen.of).identifier
+
     def _add_observed(self, cell: Cell) -> None:
         name, _, auxiliary = cell.attack.partition("@")
         attack = self.attack_on(
             name, fl_model=cell.fl_model, batch_size=cell.batch_size, defense=cell.defense
         )
-        projection = self.observed_projection(attack, auxiliary)
+        stored = self.stored_auxiliary(auxiliary) if auxiliary else ""
+        projection = self.observed_projection(attack, stored)
         # That it is there.
         self.stored_projection(projection.partition("@")[0], cell.defense, cell.batch_size)
         whole = self.victims[cell.victims][1].size // cell.batch_size
@@ -122,17 +176,18 @@ class Plan:
             for batch_size in experiment.batch_sizes:
                 for defense in experiment.defenses:
                     for attack in experiment.attacks:
-                        suffix = ""
+                        suffixes = [""]
                         if self.attacks[attack].needs:
-                            suffix = "@" + auxiliary_id(experiment)
-                        yield Cell(
-                            experiment.dataset,
-                            victims_id(experiment),
-                            fl_model,
-                            batch_size,
-                            defense,
-                            attack + suffix,
-                        )
+                            suffixes = [f"@{auxiliary}" for auxiliary in self.auxiliary_of(name)]
+                        for suffix in suffixes:
+                            yield Cell(
+                                experiment.dataset,
+                                victims_id(experiment),
+                                fl_model,
+                                batch_size,
+                                defense,
+                                attack + suffix,
+                            )
 
     def experiment(self, name: str) -> Experiment:
         """Return an experiment.
@@ -188,7 +243,7 @@ class Plan:
 
         Args:
             attack: with the settings that it uses on a cell.
-            auxiliary: identifier of its auxiliary set.
+            auxiliary: identifier of the auxiliary set whose gradients are stored for it.
 
         Raises:
             LTIError: it reads whole gradients, and no entry of ``projections`` is the identity.
@@ -248,13 +303,13 @@ class Plan:
 
         First what is like the victims, then what is shifted.
         """
-        dataset, settings = self.auxiliary[auxiliary]
-        if settings.shift is None:
-            return [(dataset, None)]
-        shift = self.config.shifts[settings.shift]
+        chosen = self.auxiliary[auxiliary]
+        if chosen.shift is None:
+            return [(chosen.dataset, None)]
+        shift = self.config.shifts[chosen.shift]
         return [
-            (dataset, shift.classes),
-            *((pool.dataset or dataset, pool.classes) for pool in shift.shifted),
+            (chosen.dataset, shift.classes),
+            *((pool.dataset or chosen.dataset, pool.classes) for pool in shift.shifted),
         ]
 
     def classes_of(self, victims: str) -> list[int] | None:
@@ -271,9 +326,10 @@ class Plan:
         """Return the identifier of an experiment's victims."""
         return victims_id(self.experiment(experiment))
 
-    def auxiliary_of(self, experiment: str) -> str:
-        """Return the identifier of an experiment's auxiliary set."""
-        return auxiliary_id(self.experiment(experiment))
+    def auxiliary_of(self, experiment: str) -> list[str]:
+        """Return the identifiers of an experiment's auxiliary sets, in order."""
+        sets = self._auxiliary_sets(self.experiment(experiment))
+        return list(dict.fromkeys(chosen.identifier for chosen in sets))
 
     def modality_of(self, experiment: str) -> Modality:
         """Return the modality of an experiment's data set."""
@@ -300,22 +356,15 @@ class Plan:
             ) from None
 
 
-def auxiliary_id(experiment: Experiment) -> str:
-    """Return the identifier of an experiment's auxiliary set."""
-    settings = experiment.auxiliary
-    name = f"{_population(experiment)}-n{settings.size}-s{settings.seed}"
-    return name if settings.shift is None else f"{name}-b{settings.beta:.6g}"
-
-
 def victims_id(experiment: Experiment) -> str:
     """Return the identifier of an experiment's victims."""
-    return f"{_population(experiment)}-n{experiment.victims.size}-s{experiment.victims.seed}"
+    population = _population(experiment.dataset, experiment.auxiliary.shift)
+    return f"{population}-n{experiment.victims.size}-s{experiment.victims.seed}"
 
 
-def _population(experiment: Experiment) -> str:
-    """Return the data set and, where there is one, the shift: what samples are drawn from."""
-    shift = experiment.auxiliary.shift
-    return experiment.dataset if shift is None else f"{experiment.dataset}-{shift}"
+def _population(dataset: str, shift: str | None) -> str:
+    """Return the identifier of what samples are drawn from."""
+    return dataset if shift is None else f"{dataset}-{shift}"
 
 
 def _parse(registry: Registry[Any], entries: dict[str, Any], where: str) -> dict[str, Any]:

@@ -439,12 +439,28 @@ def shifted(values: dict) -> dict:
 
 def test_a_shift_is_part_of_the_identifiers_and_says_what_is_drawn_from(values):
     plan = Plan(parse_config(shifted(values)))
-    auxiliary, victims = plan.auxiliary_of("small"), plan.victims_of("small")
+    (auxiliary,), victims = plan.auxiliary_of("small"), plan.victims_of("small")
     assert auxiliary == "photos-classes-n64-s3-b0.25"
     assert victims == "photos-classes-n16-s1"
     assert plan.pools_of(auxiliary) == [("photos", [0, 1]), ("photos", [2, 3]), ("noise", None)]
     assert plan.classes_of(victims) == [0, 1]
     assert (plan.imitated_by("noise"), plan.imitated_by("photos")) == ("photos", None)
+
+
+def test_variations_are_every_combination_and_smaller_sets_are_of_the_largest(values):
+    both = [{"size": [16, 64], "seed": [3, 4]}, {"size": [32], "seed": [4]}]
+    change(values, "experiments/small/variations", both)
+    plan = Plan(parse_config(values))
+    names = [f"photos-n{size}-s{seed}" for size in (16, 64) for seed in (3, 4)]
+    assert plan.auxiliary_of("small") == [*names, "photos-n32-s4"]
+    for name in plan.auxiliary_of("small"):
+        assert plan.stored_auxiliary(name) == f"photos-n64-{name[-2:]}"
+        assert plan.auxiliary[name].of == 64
+    attacks = [c.attack for c in plan.cells("small") if c.defense == "none"]
+    assert attacks == [*(f"lti@{name}" for name in plan.auxiliary_of("small")), "ig"]
+    change(values, "experiments/small/variations", [{"size": [8]}])
+    with pytest.raises(LTIError, match=r"variations\[0\]\.size\[0\]: got 8; .*equal to 16"):
+        parse_config(values)
 
 
 @pytest.mark.parametrize(

@@ -24,6 +24,9 @@ RUN = {
     "attack": "lti",
     "variant": "lti",
     "auxiliary": "train",
+    "aux_size": 64,
+    "aux_seed": 0,
+    "beta": 1.0,
     "seed": 0,
 }
 

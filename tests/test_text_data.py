@@ -906,8 +906,8 @@ def test_a_plan_has_mirror_images_of_images_alone():
         },
     }
     plan = Plan(parse_config(values))
-    assert not plan.auxiliary["python-docs-n160-s0"][1].mirrored
-    assert plan.auxiliary["photos-n160-s0"][1].mirrored
+    assert not plan.auxiliary["python-docs-n160-s0"].mirrored
+    assert plan.auxiliary["photos-n160-s0"].mirrored
     values["experiments"]["patches"] = experiment("photos", mirrored=False)
     with pytest.raises(LTIError, match=r"^experiments\.patches\.auxiliary\.mirrored: got False"):
         parse_config(values)

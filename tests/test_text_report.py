@@ -372,7 +372,7 @@ def test_default_metrics_are_those_of_the_data_set(values):
     values["experiments"]["words"]["metrics"] = ["rougeL"]
     again = Plan(Config.model_validate(values))
     assert again.metrics_of_experiment("words") == ["rougeL"]
-    assert again.auxiliary_of("words") == "toy-n16-s0"
+    assert again.auxiliary_of("words") == ["toy-n16-s0"]
 
 
 @pytest.mark.parametrize(

@@ -31,6 +31,12 @@ def checkout(tmp_path_factory) -> Checkout:
                     "attacks": ["lti"],
                     "auxiliary": {"size": 60, "shift": "classes", "beta": 0.5},
                 },
+                "sizes": {
+                    **tiny,
+                    "defenses": ["gauss"],
+                    "attacks": ["lti"],
+                    "variations": [{"size": [48, 160]}],
+                },
                 "pairs": {**tiny, "attacks": ["lti"], "batch_sizes": [2], "defenses": ["sign"]},
             },
             "datasets": {
@@ -46,7 +52,7 @@ def checkout(tmp_path_factory) -> Checkout:
             "reports": {"both": {"title": "Both", "experiments": ["tiny", "pairs"]}},
         }
     )
-    checkout.run("both", "shifted")
+    checkout.run("both", "shifted", "sizes")
     return checkout
 
 
@@ -80,6 +86,26 @@ def test_an_auxiliary_set_with_a_shift_is_of_three_sources(checkout):
     assert set(read_selection(victims).samples.label) <= {0, 1}
     summary = pd.read_csv(checkout.results / "experiments/shifted/summary.csv")
     assert summary["n"].unique().tolist() == [8]
+
+
+def test_sets_of_several_sizes_begin_alike_and_share_a_store(checkout):
+    sets = [
+        read_selection(checkout.results / f"data/auxiliary/photos-n{size}-s0.safetensors")
+        for size in (48, 160)
+    ]
+    few, many = (chosen.samples for chosen in sets)
+    assert few.digest == many.take(range(48)).digest
+    assert sets[0].stored == sets[1].stored == (many.digest, 160)
+    stores = {path.name for path in (checkout.results / "gradients").iterdir()}
+    assert stores == {AUXILIARY, "photos-classes-n60-s0-b0.5"}
+    inverters = {path.name for path in (checkout.results / "inverters").iterdir()}
+    assert inverters == {"photos-n48-s0", *stores}
+    summary = pd.read_csv(checkout.results / "experiments/sizes/summary.csv")
+    assert summary["aux_size"].unique().tolist() == [48, 160]
+    assert "auxiliary" not in summary
+    whole = pd.read_csv(checkout.results / "experiments/tiny/summary.csv")
+    whole = whole.query("defense == 'gauss' and attack == 'lti'")["mean"].tolist()
+    assert summary.query("aux_size == 160")["mean"].tolist() == whole
 
 
 def test_a_report_has_the_rows_of_its_experiments(checkout):

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     from lti.compute import Compute
     from lti.data.samples import Samples
+    from lti.data.selection import Selection
     from lti.defenses import Defense
     from lti.gradients.store_reader import GradientStore
     from lti.progress import Progress
@@ -32,7 +33,12 @@ class AuxiliaryGradients:
     """The auxiliary set with its stored gradients."""
 
     store: GradientStore
-    samples: Samples
+    selection: Selection
+
+    @property
+    def samples(self) -> Samples:
+        """The auxiliary set, of which the store may hold more behind it."""
+        return self.selection.samples
 
     def __post_init__(self) -> None:
         """Check that they belong together.
@@ -40,12 +46,12 @@ class AuxiliaryGradients:
         Raises:
             LTIError: the store is of another auxiliary set.
         """
-        digest = self.samples.digest
+        digest, size = self.selection.stored
         expected = (self.store.attributes.get("auxiliary_digest"), self.store.n_rows)
-        if (digest, self.views * len(self.samples)) != expected:
+        if (digest, self.views * size) != expected:
             raise LTIError(
                 f"{self.store.path} holds {expected[1]} gradients of auxiliary set {expected[0]}; "
-                f"got auxiliary set {digest} of {len(self.samples)} samples. Delete the store and "
+                f"got auxiliary set {digest} of {size} samples. Delete the store and "
                 f"its manifest and run the same command again."
             )
 
@@ -85,7 +91,7 @@ class NearestNeighbour(Attack):
 
         return AuxiliaryGradients(
             GradientStore.open(files["gradients"], files["manifest"]),
-            read_selection(files["auxiliary"]).samples,
+            read_selection(files["auxiliary"]),
         )
 
     def reconstruct(
@@ -122,8 +128,8 @@ class NearestNeighbour(Attack):
             for value in label.unique().tolist()
         }
         row_label = torch.from_numpy(data.samples.label)
-        progress.start(total=data.store.n_rows, unit="rows")
-        for start, stop in _blocks(data.store, data.views):
+        progress.start(total=len(data.samples) * data.views, unit="rows")
+        for start, stop in _blocks(data.store, data.views, len(data.samples)):
             rows = data.store.rows(start, stop).to(compute.device)
             if waits:
                 rows = projection.project(defense.deterministic(rows), layout=observations.layout)
@@ -237,9 +243,9 @@ def _fits(stored: Defense, facts: Mapping[str, Any], observations: Observations)
     return stored == observed
 
 
-def _blocks(store: GradientStore, views: int) -> Iterator[tuple[int, int]]:
-    """Cut the store's rows at chunks, so that each is read once, and between samples."""
+def _blocks(store: GradientStore, views: int, samples: int) -> Iterator[tuple[int, int]]:
+    """Cut the samples' rows at chunks, so that each is read once, and between samples."""
     chunks = BLOCK_BYTES // (store.geometry.chunk_rows * store.dim * 4)
     step = store.geometry.chunk_rows * views * max(1, chunks // views)
-    for start in range(0, store.n_rows, step):
-        yield start, min(start + step, store.n_rows)
+    for start in range(0, samples * views, step):
+        yield start, min(start + step, samples * views)

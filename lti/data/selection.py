@@ -44,6 +44,17 @@ class Selection:
     in_distribution: np.ndarray | None
     metadata: dict[str, Any]
 
+    @property
+    def stored(self) -> tuple[str, int]:
+        """Digest and size of the set whose gradients are stored.
+
+        Its own, or those of a larger set (``of`` and ``of_digest`` in the metadata) that begins
+        with these samples.
+        """
+        if "of" in self.metadata:
+            return self.metadata["of_digest"], self.metadata["of"]
+        return self.samples.digest, len(self.samples)
+
 
 def select(
     samples: Samples,

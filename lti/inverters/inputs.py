@@ -56,6 +56,8 @@ class AuxiliaryData:
     """The FL model, whose last layer tells samples of one batch apart; None: not known."""
     vocabulary: int | None = None
     """Number of tokens; None: images."""
+    stored: int | None = None
+    """Samples whose gradients are stored: these and others behind them; None: these."""
 
     def observe(self, rows: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
         """Return what a server would receive, projected, of client batches.

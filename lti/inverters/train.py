@@ -81,10 +81,11 @@ def train_inverter(
             loss that is not finite.
     """
     samples = len(data.value)
-    if data.store.n_rows != samples * data.views:
+    stored = data.stored or samples
+    if data.store.n_rows != stored * data.views:
         raise LTIError(
-            f"{data.store.path}: {data.store.n_rows} rows for {samples} samples in {data.views} "
-            f"views; expected {samples * data.views}. Delete it and run the same command again."
+            f"{data.store.path}: {data.store.n_rows} rows for {stored} samples in {data.views} "
+            f"views; expected {stored * data.views}. Delete it and run the same command again."
         )
     held = max(8, data.batch_size, round(samples * settings.holdout))
     rows = range((samples - held) * data.views)

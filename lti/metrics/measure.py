@@ -28,9 +28,15 @@ RUN_COLUMNS = (
     "attack",
     "variant",
     "auxiliary",
+    "aux_size",
+    "aux_seed",
+    "beta",
     "seed",
 )
-"""What every victim of one run shares; taken from the reconstructions' metadata."""
+"""What every victim of one run shares; taken from the reconstructions' metadata. The auxiliary
+set's identifier, size, seed and share like the victims are empty where there is none."""
+
+OPTIONAL_COLUMNS = dict.fromkeys(("variant", "auxiliary", "aux_size", "aux_seed", "beta"), "")
 
 VICTIM_COLUMNS = ("victim", "index", "label")
 """The position among the victims, the index in the source split, the class."""
@@ -56,7 +62,7 @@ def measure(
         reconstructions: ``reconstruction`` float32 (n_batches, B, 3, 32, 32) or int32
             (n_batches, B, length).
         metadata: of the reconstructions; the keys of :data:`RUN_COLUMNS`, of which
-            ``variant`` and ``auxiliary`` may be absent or empty.
+            ``variant`` and what is of the auxiliary set may be absent or empty.
         metrics: names of registered metrics or metrics with settings of their own; by
             default those of the victims' modality in
             :data:`lti.metrics.base.DEFAULT_METRICS`.
@@ -75,7 +81,7 @@ def measure(
     import numpy as np
     import pandas as pd
 
-    run = {"variant": "", "auxiliary": "", **metadata}
+    run = {**OPTIONAL_COLUMNS, **metadata}
     missing = [key for key in RUN_COLUMNS if key not in run]
     if missing:
         raise LTIError(

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from lti.errors import LTIError
 from lti.metrics.base import METRICS
-from lti.metrics.measure import RUN_COLUMNS, VICTIM_COLUMNS
+from lti.metrics.measure import OPTIONAL_COLUMNS, RUN_COLUMNS, VICTIM_COLUMNS
 from lti.seeding import numpy_generator
 
 if TYPE_CHECKING:
@@ -47,6 +47,7 @@ RESAMPLES = 10_000
 
 _CELL = SUMMARY_COLUMNS[:5]
 _SUBSET = "victims"
+_SAID_TWICE = ("aux_size", "aux_seed", "beta")
 _PART = "_part"
 _BLOCK = 1 << 17  # resampled values at a time: 1 MB of indices stays in the cache
 
@@ -143,7 +144,8 @@ def summarise(
         [part.assign(**{_PART: number}) for number, part in enumerate(parts)], ignore_index=True
     )
     columns = [str(column) for column in frame if column != _PART]
-    missing = [key for key in (*RUN_COLUMNS, "victim") if key not in columns]
+    required = [key for key in RUN_COLUMNS if key not in OPTIONAL_COLUMNS]
+    missing = [key for key in (*required, "victim") if key not in columns]
     if missing:
         raise LTIError(
             f"the metric rows lack the columns {', '.join(missing)}; got {', '.join(columns)}. "
@@ -199,7 +201,9 @@ def _columns_to_show(cells: pd.DataFrame, further: Sequence[str]) -> list[str]:
         within = ["attack"] if key == "variant" else list(_CELL)
         if (cells.groupby(within)[key].nunique() > 1).any():
             show.append(key)
-    return show
+    # What an auxiliary set is called says no more than its size, seed and beta, mostly.
+    rest = [key for key in show if key != "auxiliary"]
+    return show if cells.duplicated([*_CELL, *rest]).any() else rest
 
 
 def _cell_rows(
@@ -247,7 +251,10 @@ def _metric_rows(
     label = ", ".join(f"{name} {value}" for name, value in key.items() if value != "")
     batches = cell["victim"] // int(key["batch_size"])
     # Named by content, without what is empty: a column that only other cells need moves nothing.
-    stream = [f"{name}={value}" for name, value in key.items() if value != ""]
+    # The auxiliary set's identifier says what its size, seed and beta do.
+    stream = [
+        f"{name}={value}" for name, value in key.items() if value != "" and name not in _SAID_TWICE
+    ]
     for name in names:
         column = cell[name].astype(float)
         if column.isna().any() and not column.isna().all():

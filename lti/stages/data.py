@@ -151,6 +151,10 @@ def select_auxiliary(
         ),
     ] = "[]",
     beta: Annotated[float, typer.Option(help="Share of what is like the victims.")] = 1.0,
+    of: Annotated[
+        int | None,
+        typer.Option(min=1, help="Samples of the larger set whose gradients are stored; none."),
+    ] = None,
     output: Output,
     card: Output,
     log: Log = None,
@@ -158,7 +162,8 @@ def select_auxiliary(
     """Draw the attacker's auxiliary set: the first ``size`` of a seeded permutation.
 
     With a distribution shift a share ``beta`` of the set is from the source, and the rest in
-    equal parts from what is shifted.
+    equal parts from what is shifted. With ``of`` it is the beginning of a set of so many samples,
+    whose digest is written beside it.
     """
     from itertools import combinations
 
@@ -179,6 +184,7 @@ def select_auxiliary(
             size=size,
             seed=seed,
             classes=classes,
+            of=of,
             output=output,
             card=card,
             log=log,
@@ -192,8 +198,8 @@ def select_auxiliary(
         of_classes(read[path].samples, labels, what=f"auxiliary, from {path}")
         for path, labels in chosen
     ]
-    for (one, (first, _)), (other, (second, _)) in combinations(enumerate(chosen), 2):
-        shared = np.intersect1d(pools[one].index, pools[other].index)
+    for (one, (first, _)), (two, (second, _)) in combinations(enumerate(chosen), 2):
+        shared = np.intersect1d(pools[one].index, pools[two].index)
         if first == second and len(shared):
             raise LTIError(
                 f"{len(shared)} samples of {first} are in two parts of the auxiliary set, the "
@@ -201,9 +207,9 @@ def select_auxiliary(
             )
     prepared = read[source].metadata
     for path in read:
-        facts = read[path].metadata
+        other = read[path].metadata
         labels = int(read[path].samples.label.max(initial=0))
-        if facts.get("text", {}).get("tokenizer") != prepared.get("text", {}).get("tokenizer"):
+        if other.get("text", {}).get("tokenizer") != prepared.get("text", {}).get("tokenizer"):
             raise LTIError(
                 f"{path} was made with another tokenizer than {source}; expected the same. Give "
                 f"the data set the tokenizer of the other."
@@ -213,7 +219,9 @@ def select_auxiliary(
                 f"{path} has a label {labels}, and {source} {len(prepared['class_names'])} "
                 f"classes; expected labels below that. Choose other classes."
             )
-    samples, flags = mix(pools[0], pools[1:], size=size, beta=beta, seed=seed)
+    whole, flags = mix(pools[0], pools[1:], size=of or size, beta=beta, seed=seed)
+    samples, facts = _beginning(whole, size, of)
+    flags = flags[:size]
     parts = [
         {"dataset": read[path].metadata["dataset"], "classes": labels} for path, labels in chosen
     ]
@@ -224,6 +232,7 @@ def select_auxiliary(
         "beta": beta,
         "in_distribution": parts[0],
         "shifted": parts[1:],
+        **facts,
     }
     _write(output, card, samples, metadata, in_distribution=flags)
     Progress(f"auxiliary {metadata['dataset']}", log=log).say(
@@ -268,6 +277,7 @@ def _select(
     size: int,
     seed: int,
     classes: str,
+    of: int | None = None,
     include: str = "[]",
     tokenizer: Path | None = None,
     output: Path,
@@ -292,11 +302,12 @@ def _select(
         tokenizer=words,
     )
     labels = parse_classes(classes)
-    samples = select(
-        prepared.samples, size=size, seed=seed, classes=labels, include=first, what=what
+    whole = select(
+        prepared.samples, size=of or size, seed=seed, classes=labels, include=first, what=what
     )
+    samples, facts = _beginning(whole, size, of)
     flags = np.ones(size, dtype=bool) if what == "auxiliary" else None
-    metadata = {**prepared.metadata, "seed": seed, "size": size}
+    metadata = {**prepared.metadata, "seed": seed, "size": size, **facts}
     if first:
         metadata["include"] = first
     if labels is not None:
@@ -305,6 +316,18 @@ def _select(
     Progress(f"{what} {metadata['dataset']}", log=log).say(
         f"{size:,} of {len(prepared.samples):,} samples"
     )
+
+
+def _beginning(whole: Samples, size: int, of: int | None) -> tuple[Samples, dict[str, Any]]:
+    """Return the first ``size`` samples, and what their metadata say of the whole."""
+    if of is None or of == size:
+        return whole, {}
+    if of < size:
+        raise LTIError(
+            f"--of: got {of} for a set of {size}; expected {size} or more. A set is the beginning "
+            f"of a larger one."
+        )
+    return whole.take(range(size)), {"of": of, "of_digest": whole.digest}
 
 
 def _write(

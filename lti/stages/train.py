@@ -59,7 +59,7 @@ def train_inverter(
     store = GradientStore.open(gradients, manifest)
     selection = read_selection(auxiliary)
     samples = selection.samples
-    digest = samples.digest
+    digest, stored_size = selection.stored
     if digest != store.attributes["auxiliary_digest"]:
         raise LTIError(
             f"{gradients} holds gradients of auxiliary set {store.attributes['auxiliary_digest']}, "
@@ -85,6 +85,7 @@ def train_inverter(
         layout=ParameterLayout.from_json(store.attributes["layout"]),
         projection=projected,
         batch_size=batch_size,
+        stored=stored_size,
         network=network,
         vocabulary=selection.metadata.get("text", {}).get("vocabulary"),
     )

@@ -106,7 +106,7 @@ def entry(registry, section, identifier):
 
 
 def dataset_of_auxiliary(wildcards):
-    return PLAN.auxiliary[wildcards.auxiliary][0]
+    return PLAN.auxiliary[wildcards.auxiliary].dataset
 
 
 def dataset_of_victims(wildcards):

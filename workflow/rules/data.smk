@@ -62,15 +62,16 @@ rule select_auxiliary:
     conda:
         "../../envs/lti.yaml"
     params:
-        size=lambda wildcards: PLAN.auxiliary[wildcards.auxiliary][1].size,
-        seed=lambda wildcards: PLAN.auxiliary[wildcards.auxiliary][1].seed,
-        beta=lambda wildcards: PLAN.auxiliary[wildcards.auxiliary][1].beta,
+        size=lambda wildcards: PLAN.auxiliary[wildcards.auxiliary].size,
+        of=lambda wildcards: PLAN.auxiliary[wildcards.auxiliary].of,
+        seed=lambda wildcards: PLAN.auxiliary[wildcards.auxiliary].seed,
+        beta=lambda wildcards: PLAN.auxiliary[wildcards.auxiliary].beta,
         classes=lambda wildcards: canonical_json(
             PLAN.pools_of(wildcards.auxiliary)[0][1]
         ),
         shifted=shifted_pools,
     shell:
-        "lti select-auxiliary --source {input.sources[0]} --size {params.size} --seed {params.seed}"
+        "lti select-auxiliary --source {input.sources[0]} --size {params.size} --of {params.of} --seed {params.seed}"
         " --classes {params.classes:q} --shifted {params.shifted:q} --beta {params.beta}"
         " --output {output.data} --card {output.card} --log {log}"
 

@@ -64,10 +64,10 @@ rule compute_gradients:
         defense=lambda wildcards: PLAN.stored_defense_settings(wildcards.stored),
         projection=lambda wildcards: PLAN.settings("projections", wildcards.projection),
         fitted_option=fitted_option,
-        mirrored=lambda wildcards: PLAN.auxiliary[wildcards.auxiliary][1].mirrored,
+        mirrored=lambda wildcards: PLAN.auxiliary[wildcards.auxiliary].mirrored,
         mirrored_option=lambda wildcards: (
             "--mirrored"
-            if PLAN.auxiliary[wildcards.auxiliary][1].mirrored
+            if PLAN.auxiliary[wildcards.auxiliary].mirrored
             else "--no-mirrored"
         ),
     shell:

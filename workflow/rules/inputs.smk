@@ -75,7 +75,7 @@ def stored_gradients(suffix, wildcards, auxiliary, projection):
     return fill(
         GRADIENTS,
         suffix,
-        auxiliary=auxiliary,
+        auxiliary=PLAN.stored_auxiliary(auxiliary),
         fl_model=wildcards.fl_model,
         **stored_of(wildcards, projection),
     )
@@ -94,6 +94,12 @@ def split_attack(wildcards):
     """The attack's identifier and that of its auxiliary set (empty where it needs none)."""
     attack, _, auxiliary = wildcards.attack.partition("@")
     return attack, auxiliary
+
+
+def stored_auxiliary_of_attack(wildcards):
+    """The auxiliary set whose gradients are stored for the attack; empty where it needs none."""
+    auxiliary = split_attack(wildcards)[1]
+    return PLAN.stored_auxiliary(auxiliary) if auxiliary else ""
 
 
 def attack_on(wildcards):
@@ -115,7 +121,7 @@ def observations_for(suffix):
         fl_model=wildcards.fl_model,
         batch_size=wildcards.batch_size,
         projected=PLAN.observed_projection(
-            attack_on(wildcards), split_attack(wildcards)[1]
+            attack_on(wildcards), stored_auxiliary_of_attack(wildcards)
         ),
         defense=wildcards.defense,
     )
@@ -221,7 +227,7 @@ def attack_settings(wildcards):
 
 def attack_code(wildcards):
     attack = attack_on(wildcards)
-    observed = PLAN.observed_projection(attack, split_attack(wildcards)[1])
+    observed = PLAN.observed_projection(attack, stored_auxiliary_of_attack(wildcards))
     entries = [
         (ATTACKS, attack.name),
         entry(DEFENSES, "defenses", wildcards.defense),
@@ -243,15 +249,21 @@ def attack_code(wildcards):
 def attack_names(wildcards):
     """The run's identifiers, for the tables."""
     attack, auxiliary = split_attack(wildcards)
-    return canonical_json(
-        {
-            "dataset": dataset_of_victims(wildcards),
-            "fl_model": wildcards.fl_model,
-            "defense": wildcards.defense,
-            "variant": attack,
-            "auxiliary": auxiliary,
+    names = {
+        "dataset": dataset_of_victims(wildcards),
+        "fl_model": wildcards.fl_model,
+        "defense": wildcards.defense,
+        "variant": attack,
+        "auxiliary": auxiliary,
+    }
+    if auxiliary:
+        chosen = PLAN.auxiliary[auxiliary]
+        names |= {
+            "aux_size": chosen.size,
+            "aux_seed": chosen.seed,
+            "beta": chosen.beta,
         }
-    )
+    return canonical_json(names)
 
 
 def cells_of(suffix, pattern):
@@ -283,12 +295,11 @@ def tokenizer_of_victims(wildcards):
 def near_copies_of(wildcards):
     """How close an experiment's auxiliary set comes to its victims; nothing for images."""
     experiment = wildcards.experiment
-    if PLAN.modality_of(experiment) == "image":
+    auxiliary = PLAN.auxiliary_of(experiment)
+    if PLAN.modality_of(experiment) == "image" or len(auxiliary) > 1:
         return []
     return [
-        NEAR_COPIES.format(
-            victims=PLAN.victims_of(experiment), auxiliary=PLAN.auxiliary_of(experiment)
-        )
+        NEAR_COPIES.format(victims=PLAN.victims_of(experiment), auxiliary=auxiliary[0])
     ]
 
 
