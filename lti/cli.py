@@ -12,6 +12,7 @@ from lti.stages.backbone import fetch_backbone
 from lti.stages.combine import combine_summaries
 from lti.stages.data import prepare_dataset, prepare_tokenizer, select_auxiliary, select_victims
 from lti.stages.draw import draw_reconstructions
+from lti.stages.draw_curves import draw_curves
 from lti.stages.draw_texts import draw_texts
 from lti.stages.fl_model import draw_fl_model
 from lti.stages.generator import train_generator
@@ -50,6 +51,7 @@ for stage in (
     combine_summaries,
     tabulate,
     draw_reconstructions,
+    draw_curves,
     draw_texts,
 ):
     app.command()(stage)

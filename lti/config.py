@@ -203,7 +203,7 @@ RULES = {
     *("table1", "table2", "table3", "table_mse", "figure3", "figure4", "figure5", "figure6"),
     *("measure_attack", "summarise_experiment", "draw_reconstructions", "draw_texts"),
     *("find_near_copies", "table_text"),
-    *("fit_projection", "combine_summaries"),
+    *("fit_projection", "combine_summaries", "draw_curves", "figure1", "figure2"),
 }
 """Names that an experiment or a report, which are rules too, cannot have."""
 

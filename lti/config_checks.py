@@ -141,6 +141,22 @@ def _shift_problems(config: Config, where: str, experiment: Experiment) -> Itera
             )
 
 
+def _variation_problems(config: Config, where: str, experiment: Experiment) -> Iterator[str]:
+    """Check that variations are along one axis, and of attacks that use an auxiliary set."""
+    if not experiment.variations:
+        return
+    base = experiment.auxiliary
+    sizes = {size for part in experiment.variations for size in part.size or [base.size]}
+    betas = {beta for part in experiment.variations for beta in part.beta or [base.beta]}
+    if len(sizes) > 1 and len(betas) > 1:
+        yield f"{where}.variations: got several sizes and several betas; allowed: one of them"
+    if base.shift is None and betas != {1.0}:
+        yield f"{where}.variations: got beta {min(betas):g} without a shift; allowed: 1"
+    for key, attack in parsed_attacks(config):
+        if key in experiment.attacks and not attack.needs:
+            yield f"{where}.attacks: got {key!r}, which uses no auxiliary set; allowed: others"
+
+
 def report_problems(config: Config, where: str, report: Report) -> Iterator[str]:
     """Check that a report's experiments are there, once each."""
     for number, name in enumerate(report.experiments):
@@ -234,6 +250,7 @@ def experiment_problems(config: Config, where: str, experiment: Experiment) -> I
     """Check the names of other entries in an experiment, and what must go together."""
     yield from unknown(f"{where}.dataset", experiment.dataset, config.datasets)
     yield from _shift_problems(config, where, experiment)
+    yield from _variation_problems(config, where, experiment)
     for axis in ("fl_models", "batch_sizes", "defenses", "attacks", "metrics"):
         values = getattr(experiment, axis) or []
         for value in dict.fromkeys(value for value in values if values.count(value) > 1):

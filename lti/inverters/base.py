@@ -74,6 +74,14 @@ class Inverter(Settings):
 
     seed: int = Field(0, description="Root seed of weights, order, noise and dropout.")
     epochs: int = Field(ge=1, description="Passes over the auxiliary set.")
+    steps: int | None = Field(
+        None, ge=1, description="Steps of the optimizer in place of epochs; null: epochs."
+    )
+    patience: int | None = Field(
+        None,
+        ge=1,
+        description="Steps without a lower held-out loss after which training ends; null: none.",
+    )
     batch_size: int = Field(256, ge=1, description="Client batches a step.")
     learning_rate: float = Field(1e-3, gt=0, description="Peak learning rate.")
     use_mirrored: bool = Field(

@@ -59,6 +59,9 @@ def train_inverter(
 ) -> tuple[TrainedInverter, list[dict[str, Any]]]:
     """Train an inverter and keep the epoch that is best on held-out auxiliary data.
 
+    With ``steps``, training of any auxiliary set has as many, whatever its size; with
+    ``patience`` it ends once so many brought no lower held-out loss.
+
     The last ``holdout`` share of the auxiliary set is never trained on. Every random draw
     comes from a stream named after the epoch, so a run that was interrupted and resumed
     ends with the same weights, bit for bit, as one that was not.
@@ -120,23 +123,29 @@ def train_inverter(
     value = data.value.to(compute.device)
 
     optimizer = settings.optimizer(network.decoder.parameters())
-    steps = -(-((samples - held) // data.batch_size) // settings.batch_size)
+    steps = -(-((samples - held) // data.batch_size) // settings.batch_size)  # of an epoch
+    in_all = settings.steps or settings.epochs * steps
+    epochs = -(-in_all // steps)
     history: list[dict[str, Any]] = []
     best = _Best(float("inf"), _copy(network.decoder))
     if (saved := checkpoint.load()) is not None:
         best = _restore(saved[0], network.decoder, optimizer, history)
-    progress.start(total=settings.epochs * (samples - held), unit="samples")
+    progress.start(total=in_all * (samples - held) // steps, unit="samples")
     progress.skip(len(history) * (samples - held))
 
-    for epoch in range(len(history), settings.epochs):
+    for epoch in range(len(history), epochs):
+        if _is_over(history, steps, settings.patience):
+            break
         began = time.monotonic()
         seed = derive_seed(settings.seed, "epoch", epoch)
         torch.manual_seed(derive_seed(seed, "dropout"))
         network.train()
         total, seen = torch.zeros((), device=compute.device), 0
         batches = inputs.epoch(settings.batch_size, seed=seed, mirrored=settings.use_mirrored)
-        for step, (index, batch) in enumerate(batches):
-            factor = settings.learning_rate_factor((epoch + step / steps) / settings.epochs)
+        for step, (index, batch) in enumerate(batches, start=epoch * steps):
+            if step == in_all:
+                break
+            factor = settings.learning_rate_factor(step / in_all)
             for group in optimizer.param_groups:
                 group["lr"] = settings.learning_rate * factor
             target = targets(value, index, data.views)
@@ -172,7 +181,7 @@ def train_inverter(
                 )
         if error < best.loss:
             best = _Best(error, _copy(network.decoder))
-        if checkpoint.due() and epoch + 1 < settings.epochs:
+        if checkpoint.due() and epoch + 1 < epochs:
             checkpoint.save(_state(network.decoder, optimizer, history, best), position=epoch + 1)
     network.decoder.load_state_dict(best.weights)
     trained = TrainedInverter(
@@ -187,6 +196,14 @@ def train_inverter(
         compute=compute,
     )
     return trained, history
+
+
+def _is_over(history: list[dict[str, Any]], steps: int, patience: int | None) -> bool:
+    """Return whether the last epochs, ``steps`` each, brought no lower held-out loss."""
+    if patience is None or not history:
+        return False
+    losses = [record["held_out_loss"] for record in history]
+    return (len(losses) - 1 - losses.index(min(losses))) * steps >= patience
 
 
 @torch.no_grad()

@@ -344,7 +344,19 @@ def text_files(experiment, fl_model):
     ]
 
 
+def curve_files(experiment):
+    return [
+        f"{RESULTS}/experiments/{experiment}/curves.{suffix}"
+        for suffix in ("png", "pdf", "csv")
+    ]
+
+
 def results_of(experiment):
+    if PLAN.curve_of(experiment) is not None:
+        return [
+            f"{RESULTS}/experiments/{experiment}/summary.csv",
+            *curve_files(experiment),
+        ]
     return [
         *(
             f"{RESULTS}/experiments/{experiment}/{name}"

@@ -80,6 +80,38 @@ rule summarise_experiment:
         " --table {output.table} --chart {output.chart} --log {log}"
 
 
+rule draw_curves:
+    input:
+        metrics=cells_of(".csv", METRIC_ROWS),
+        code=lambda wildcards: metric_code(
+            "draw_curves", PLAN.metrics_of_experiment(wildcards.experiment)
+        ),
+    output:
+        png=report(
+            f"{EXPERIMENT}/curves.png",
+            caption="../report/curves.rst",
+            category="{experiment}",
+            labels={"result": "curves"},
+        ),
+        pdf=f"{EXPERIMENT}/curves.pdf",
+        data=f"{EXPERIMENT}/curves.csv",
+    log:
+        "logs/draw_curves/{experiment}.log",
+    conda:
+        "../../envs/lti.yaml"
+    params:
+        metrics=lambda wildcards, input: [f"--metrics {path}" for path in input.metrics],
+        shown=lambda wildcards: [
+            f"--metric {name}"
+            for name in PLAN.metrics_of_experiment(wildcards.experiment)
+        ],
+        over=lambda wildcards: PLAN.curve_of(wildcards.experiment),
+        note=lambda wildcards: PLAN.curve_note(wildcards.experiment),
+    shell:
+        "lti draw-curves {params.metrics} {params.shown} --over {params.over} --note {params.note:q}"
+        " --output {output.png} --pdf {output.pdf} --data {output.data} --log {log}"
+
+
 rule combine_summaries:
     input:
         summaries=lambda wildcards: [

@@ -55,6 +55,19 @@ if "vision" in PLAN.config.experiments:
                     picture_file("vision", fl_model),
 
 
+# Its ablations.
+PAPER_CURVES = {"figure1": "ablation_size", "figure2": "ablation_beta"}
+
+for target, experiment in PAPER_CURVES.items():
+    if experiment in PLAN.config.experiments:
+
+        rule:
+            name:
+                target
+            input:
+                curve_files(experiment),
+
+
 # Its sentences, and the tables of text, from the experiments on the data sets that they are of.
 PAPER_TEXTS = {"figure5": "language_cola", "figure6": "language_wikitext"}
 
