@@ -450,6 +450,7 @@ def test_a_shift_is_part_of_the_identifiers_and_says_what_is_drawn_from(values):
 def test_variations_are_every_combination_and_smaller_sets_are_of_the_largest(values):
     both = [{"size": [16, 64], "seed": [3, 4]}, {"size": [32], "seed": [4]}]
     change(values, "experiments/small/variations", both)
+    change(values, "experiments/small/attacks", ["lti"])
     plan = Plan(parse_config(values))
     names = [f"photos-n{size}-s{seed}" for size in (16, 64) for seed in (3, 4)]
     assert plan.auxiliary_of("small") == [*names, "photos-n32-s4"]
@@ -457,9 +458,27 @@ def test_variations_are_every_combination_and_smaller_sets_are_of_the_largest(va
         assert plan.stored_auxiliary(name) == f"photos-n64-{name[-2:]}"
         assert plan.auxiliary[name].of == 64
     attacks = [c.attack for c in plan.cells("small") if c.defense == "none"]
-    assert attacks == [*(f"lti@{name}" for name in plan.auxiliary_of("small")), "ig"]
+    assert attacks == [f"lti@{name}" for name in plan.auxiliary_of("small")]
+    assert plan.curve_of("small") == "aux_size"
+    assert plan.curve_note("small").startswith("Trained for 2 epochs; the epoch best on held-out")
     change(values, "experiments/small/variations", [{"size": [8]}])
     with pytest.raises(LTIError, match=r"variations\[0\]\.size\[0\]: got 8; .*equal to 16"):
+        parse_config(values)
+
+
+@pytest.mark.parametrize(
+    ("variations", "attacks", "message"),
+    [
+        ([{"size": [16, 32], "beta": [0.5, 1]}], ["lti"], r"got several sizes and several betas"),
+        ([{"beta": [0.5]}], ["lti"], r"variations: got beta 0\.5 without a shift; allowed: 1"),
+        ([{"size": [16]}], ["ig"], r"attacks: got 'ig', which uses no auxiliary set"),
+        ([{"beta": [2]}], ["lti"], r"variations\[0\]\.beta\[0\]: got 2; .*less than or equal"),
+    ],
+)
+def test_variations_that_make_no_curve_are_named(values, variations, attacks, message):
+    change(values, "experiments/small/variations", variations)
+    change(values, "experiments/small/attacks", attacks)
+    with pytest.raises(LTIError, match=message):
         parse_config(values)
 
 

@@ -379,6 +379,28 @@ def test_a_resumed_training_ends_with_the_same_weights(auxiliary, tmp_path, name
             assert before[key] == after[key]
 
 
+def test_steps_are_as_many_whatever_the_sizes_say(auxiliary, tmp_path):
+    data = auxiliary()
+    progress = Steps()
+    trained, history = train(preset(steps=6, epochs=99), data, tmp_path / "six", progress)
+    assert progress.count == 6 and len(history) == 2  # four are an epoch
+    assert history[-1]["learning_rate"] == pytest.approx(
+        trained.settings.learning_rate * trained.settings.learning_rate_factor(5 / 6)
+    )
+    whole, _ = train(preset(steps=8, epochs=99), data, tmp_path / "eight")
+    same, _ = train(preset(epochs=2), data, tmp_path / "epochs")
+    rows = observed_rows(data)
+    assert torch.equal(whole.invert(rows), same.invert(rows))
+
+
+def test_training_ends_where_it_no_longer_helps(auxiliary, tmp_path, monkeypatch):
+    data = auxiliary()
+    errors = iter([0.5, 0.4, 0.45, 0.41, 0.3])
+    monkeypatch.setattr("lti.inverters.train._evaluate", lambda *_: next(errors))
+    _, history = train(preset(epochs=5, patience=8), data, tmp_path)
+    assert [record["held_out_loss"] for record in history] == [0.5, 0.4, 0.45, 0.41]
+
+
 def test_a_checkpoint_of_other_settings_is_refused(auxiliary, tmp_path):
     data = auxiliary()
     train(preset(epochs=2), data, tmp_path, every_seconds=0)

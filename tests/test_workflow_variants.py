@@ -102,7 +102,15 @@ def test_sets_of_several_sizes_begin_alike_and_share_a_store(checkout):
     assert inverters == {"photos-n48-s0", *stores}
     summary = pd.read_csv(checkout.results / "experiments/sizes/summary.csv")
     assert summary["aux_size"].unique().tolist() == [48, 160]
+    assert set(summary["beta"]) == {1} and set(summary["seed"]) == {0}
     assert "auxiliary" not in summary
+    curve = pd.read_csv(checkout.results / "experiments/sizes/curves.csv")
+    assert curve.query("metric == 'psnr'")["x"].tolist() == [48, 160]
+    np.testing.assert_allclose(
+        curve.query("metric == 'psnr'")["mean"],
+        summary.query("metric == 'psnr'")["mean"],
+        rtol=1e-5,
+    )
     whole = pd.read_csv(checkout.results / "experiments/tiny/summary.csv")
     whole = whole.query("defense == 'gauss' and attack == 'lti'")["mean"].tolist()
     assert summary.query("aux_size == 160")["mean"].tolist() == whole

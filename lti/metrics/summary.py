@@ -100,6 +100,7 @@ def summarise(
     defenses: Sequence[str] = (),
     attacks: Sequence[str] = (),
     near_copies: NearCopies | None = None,
+    shown: Sequence[str] = (),
     resamples: int = RESAMPLES,
 ) -> pd.DataFrame:
     """Average the victims of every cell.
@@ -119,6 +120,7 @@ def summarise(
             ``victims``: ``all``, and ``novel`` for the means over the victims of whom the
             auxiliary set has no near copy. An attack may cover only some of either; a cell
             without any novel victim has an ``n`` of 0 and no mean.
+        shown: columns of the result whether or not they tell rows apart.
         resamples: bootstrap resamples.
 
     Returns:
@@ -165,7 +167,8 @@ def summarise(
             f"{frame['victim'].max()}; expected the same victims. Pass those that belong together."
         )
     cells = frame[keys].drop_duplicates(ignore_index=True)
-    shown = _columns_to_show(cells, further)
+    needed = _columns_to_show(cells, further)
+    shown = [key for key in further if key in needed or key in shown]
     rows: list[dict[str, Any]] = []
     # sort=False: in order of first appearance, the order that breaks ties below.
     for values, cell in frame.groupby(keys, sort=False):

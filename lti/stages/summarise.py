@@ -24,6 +24,9 @@ def summarise_experiment(
     near_copies: Annotated[
         Path | None, typer.Option(help="The victims' near copies: those without are reported too.")
     ] = None,
+    variations: Annotated[
+        bool, typer.Option(help="Columns aux_size, beta and seed of the auxiliary set.")
+    ] = False,
     output: Output,
     table: Annotated[Path, typer.Option(help="Markdown table to write.")],
     chart: Annotated[Path, typer.Option(help="Chart to write, PNG or PDF.")],
@@ -40,8 +43,12 @@ def summarise_experiment(
 
     missing = missing_reasons(metric, backbone_card or ())
     copies = None if near_copies is None else read_near_copies(near_copies)
-    summary = summarise([read_metrics(path) for path in metrics], near_copies=copies)
-    summary = summary[summary["metric"].isin(metric)]
+    summary = summarise(
+        [read_metrics(path) for path in metrics],
+        near_copies=copies,
+        shown=("aux_size", "beta", "aux_seed") if variations else (),
+    )
+    summary = summary[summary["metric"].isin(metric)].rename(columns={"aux_seed": "seed"})
     write_summary(output, summary)
     write_markdown(table, summary, title=title, missing=missing, near_copies=copies)
     plot_summary(chart, summary, metrics=metric)

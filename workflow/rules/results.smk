@@ -74,9 +74,14 @@ rule summarise_experiment:
         near_copies=lambda wildcards, input: [
             f"--near-copies {path}" for path in input.near_copies
         ],
+        variations=lambda wildcards: (
+            "--variations"
+            if PLAN.experiment(wildcards.experiment).variations
+            else "--no-variations"
+        ),
     shell:
         "lti summarise-experiment --title {params.title:q} {params.metrics} {params.shown} {params.cards}"
-        " {params.near_copies} --output {output.summary}"
+        " {params.variations} {params.near_copies} --output {output.summary}"
         " --table {output.table} --chart {output.chart} --log {log}"
 
 
