@@ -569,6 +569,7 @@ def test_lti_is_one_pass_of_the_inverter(lenet, tmp_path, monkeypatch, batch_siz
         defense = DEFENSES["none"]()
         fl_model_digest = network_digest(lenet[1])
         projection = IDENTITY
+        projection_digest = None
 
         def __init__(self) -> None:
             self.batch_size = batch_size
@@ -607,6 +608,7 @@ def test_lti_is_one_pass_of_the_inverter(lenet, tmp_path, monkeypatch, batch_siz
         ("fl_model_digest", "0" * 16),
         ("batch_size", 2),
         ("projection", PROJECTIONS["hash"]()),
+        ("projection_digest", "0" * 16),
     ):
         impostor = Fake()
         setattr(impostor, key, value)
