@@ -30,6 +30,9 @@ RUN = {
     "attack": "tag",
     "variant": "tag",
     "auxiliary": "",
+    "aux_size": 64,
+    "aux_seed": 0,
+    "beta": 1.0,
     "seed": 0,
 }
 

@@ -172,7 +172,8 @@ def read_metrics(path: Path | str) -> pd.DataFrame:
         )
     except (OSError, ValueError) as error:
         raise LTIError(f"{path}: cannot be read as a table ({error}). {remedy}") from None
-    missing = [key for key in (*RUN_COLUMNS, *VICTIM_COLUMNS) if key not in frame]
+    required = [key for key in RUN_COLUMNS if key not in OPTIONAL_COLUMNS]
+    missing = [key for key in (*required, *VICTIM_COLUMNS) if key not in frame]
     if missing:
         raise LTIError(f"{path}: lacks the columns {', '.join(missing)}. {remedy}")
     return frame
