@@ -10,7 +10,7 @@ from lti.errors import LTIError
 from lti.stages.attack import run_attack
 from lti.stages.backbone import fetch_backbone
 from lti.stages.combine import combine_summaries
-from lti.stages.data import prepare_dataset, prepare_tokenizer, select_auxiliary, select_victims
+from lti.stages.data import prepare_dataset, prepare_tokenizer
 from lti.stages.draw import draw_reconstructions
 from lti.stages.draw_curves import draw_curves
 from lti.stages.draw_texts import draw_texts
@@ -20,6 +20,7 @@ from lti.stages.gradients import compute_gradients, observe
 from lti.stages.measure import measure_attack
 from lti.stages.near_copies import find_near_copies
 from lti.stages.projection import fit_projection
+from lti.stages.selection import select_auxiliary, select_victims
 from lti.stages.summarise import summarise_experiment
 from lti.stages.tabulate import tabulate
 from lti.stages.train import train_inverter

@@ -12,7 +12,8 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from lti.attacks import ATTACKS, Attack
-from lti.config import Config, Experiment, Variation, Victims
+from lti.auxiliary import AuxiliarySet, auxiliary_sets, population_id
+from lti.config import Config, Experiment, Victims
 from lti.data.dataset import DATASETS
 from lti.data.synthetic import SyntheticDataset
 from lti.defenses import DEFENSES
@@ -29,7 +30,7 @@ from lti.registry import Registry
 if TYPE_CHECKING:
     from lti.data.samples import Modality
 
-__all__ = ["AuxiliarySet", "Cell", "Plan"]
+__all__ = ["Cell", "Plan"]
 
 UNDEFENDED = "undefended"
 
@@ -45,26 +46,6 @@ class Cell:
     defense: str
     attack: str
     """``<attack>`` or, with auxiliary data, ``<attack>@<auxiliary set>``."""
-
-
-@dataclass(frozen=True)
-class AuxiliarySet:
-    """One auxiliary set."""
-
-    dataset: str
-    size: int
-    seed: int
-    shift: str | None
-    beta: float
-    mirrored: bool
-    of: int
-    """Size of the set that it is the beginning of, and whose gradient store it reads."""
-
-    @property
-    def identifier(self) -> str:
-        """As it stands in paths."""
-        name = f"{_population(self.dataset, self.shift)}-n{self.size}-s{self.seed}"
-        return name if self.shift is None else f"{name}-b{self.beta:.6g}"
 
 
 class Plan:
@@ -115,30 +96,9 @@ class Plan:
                 self._add_observed(cell)
 
     def _auxiliary_sets(self, experiment: Experiment) -> list[AuxiliarySet]:
-        """Return an experiment's auxiliary sets, in the order of its variations."""
-        base = experiment.auxiliary
         # Text has no mirror image.
         is_text = self.datasets[experiment.dataset].modality == "text"
-        sets = [
-            AuxiliarySet(
-                dataset=experiment.dataset,
-                size=size,
-                seed=seed,
-                shift=base.shift,
-                beta=beta,
-                mirrored=base.mirrored and not is_text,
-                of=size,
-            )
-            for variation in experiment.variations or [Variation()]
-            for size in variation.size or [base.size]
-            for beta in variation.beta or [base.beta]
-            for seed in variation.seed or [base.seed]
-        ]
-        largest: dict[tuple[int, float], int] = {}
-        for chosen in sets:
-            key = (chosen.seed, chosen.beta)
-            largest[key] = max(chosen.size, largest.get(key, 0))
-        return [replace(chosen, of=largest[chosen.seed, chosen.beta]) for chosen in sets]
+        return auxiliary_sets(experiment, mirrored=experiment.auxiliary.mirrored and not is_text)
 
     def _add_auxiliary(self, chosen: AuxiliarySet) -> None:
         for part in (replace(chosen, size=chosen.of), chosen):
@@ -172,14 +132,12 @@ class Plan:
     def cells(self, name: str) -> Iterator[Cell]:
         """Yield an experiment's cells, in the order of its lists."""
         experiment = self.experiment(name)
+        sets = [f"@{auxiliary}" for auxiliary in self.auxiliary_of(name)]
         for fl_model in experiment.fl_models:
             for batch_size in experiment.batch_sizes:
                 for defense in experiment.defenses:
                     for attack in experiment.attacks:
-                        suffixes = [""]
-                        if self.attacks[attack].needs:
-                            suffixes = [f"@{auxiliary}" for auxiliary in self.auxiliary_of(name)]
-                        for suffix in suffixes:
+                        for suffix in sets if self.attacks[attack].needs else [""]:
                             yield Cell(
                                 experiment.dataset,
                                 victims_id(experiment),
@@ -388,13 +346,8 @@ class Plan:
 
 def victims_id(experiment: Experiment) -> str:
     """Return the identifier of an experiment's victims."""
-    population = _population(experiment.dataset, experiment.auxiliary.shift)
+    population = population_id(experiment.dataset, experiment.auxiliary.shift)
     return f"{population}-n{experiment.victims.size}-s{experiment.victims.seed}"
-
-
-def _population(dataset: str, shift: str | None) -> str:
-    """Return the identifier of what samples are drawn from."""
-    return dataset if shift is None else f"{dataset}-{shift}"
 
 
 def _parse(registry: Registry[Any], entries: dict[str, Any], where: str) -> dict[str, Any]:

@@ -38,7 +38,7 @@ from lti.data import (
 from lti.data.photos import PHOTOGRAPHS, Photos, patch_rectangles
 from lti.errors import LTIError
 from lti.files import read_json, write_arrays
-from lti.stages.data import select_auxiliary, select_victims
+from lti.stages.selection import select_auxiliary, select_victims
 
 MIRROR = Path(os.environ.get("LTI_DATA_MIRROR") or "/nonexistent")
 needs_mirror = pytest.mark.skipif(

@@ -31,9 +31,10 @@ from lti.errors import LTIError
 from lti.files import read_arrays, read_json
 from lti.metrics.near_copies import read_near_copies
 from lti.plan import Plan
-from lti.stages.data import prepare_dataset, prepare_tokenizer, select_auxiliary, select_victims
+from lti.stages.data import prepare_dataset, prepare_tokenizer
 from lti.stages.gradients import compute_gradients
 from lti.stages.near_copies import find_near_copies as near_copies_stage
+from lti.stages.selection import select_auxiliary, select_victims
 
 MIRROR = Path(os.environ.get("LTI_DATA_MIRROR") or "/nonexistent")
 needs_mirror = pytest.mark.skipif(

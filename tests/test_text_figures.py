@@ -34,8 +34,8 @@ from lti.report.text_html import text_html, write_text_html
 from lti.report.text_lines import TextLine, Token, TrueText
 from lti.report.text_notes import text_notes
 from lti.report.text_plot import _advance, _wrapped, plot_texts
-from lti.stages.data import select_victims
 from lti.stages.draw_texts import draw_texts
+from lti.stages.selection import select_victims
 
 MIRROR = Path(os.environ.get("LTI_DATA_MIRROR") or "/nonexistent")
 needs_mirror = pytest.mark.skipif(

@@ -116,6 +116,7 @@ def load_projection(
     *,
     where: str,
     facts: Mapping[str, Any],
+    device: torch.device | str = "cpu",
 ) -> Projection:
     """Return a projection ready to project.
 
@@ -125,6 +126,7 @@ def load_projection(
         where: the place of the settings, for error messages.
         facts: what the gradients to project are of, which the file must have been made for:
             ``defense`` (of the deterministic part) and ``fl_model_digest``.
+        device: of the gradients.
 
     Raises:
         LTIError: wrong settings, a file too many or too few, or one made for other gradients.
@@ -149,7 +151,7 @@ def load_projection(
                 f"{fitted} was made for {key} {made_for.get(key)}; expected {value}. Delete it "
                 f"and run the same command again."
             )
-    return projection.fitted(tensors)
+    return projection.fitted({name: tensor.to(device) for name, tensor in tensors.items()})
 
 
 PROJECTIONS: Registry[Projection] = Registry(

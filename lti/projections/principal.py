@@ -65,7 +65,7 @@ class PrincipalComponents(FittedProjection):
     def project_parts(
         self, parts: Mapping[str, torch.Tensor], *, layout: ParameterLayout
     ) -> torch.Tensor:
-        """Return the coefficients.
+        """Return the coefficients; the projection is loaded to the parts' device.
 
         Raises:
             LTIError: not fitted, or to gradients of another size.
@@ -77,7 +77,6 @@ class PrincipalComponents(FittedProjection):
                 f"got gradients of {layout.total}. Fit it to this FL model's."
             )
         some = next(iter(parts.values()))
-        basis = basis.to(some.device)
         result = some.new_zeros(len(some), len(basis))
         for name, place in layout.slices.items():
             result.addmm_(parts[name].flatten(1), basis[:, place].T)

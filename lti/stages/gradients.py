@@ -76,6 +76,7 @@ def compute_gradients(
         fitted,
         where="--projection",
         facts={"defense": settings.canonical(), "fl_model_digest": network_digest(network)},
+        device=compute.device,
     )
     layout = ParameterLayout.of(attacked(model, network))
     labels = model.labels(samples)

@@ -53,7 +53,7 @@ rule select_auxiliary:
     input:
         sources=sources_of_auxiliary(".safetensors"),
         cards=sources_of_auxiliary(".json"),
-        code=source_files("data"),
+        code=source_files("selection"),
     output:
         data=f"{AUXILIARY}.safetensors",
         card=f"{AUXILIARY}.json",
@@ -81,7 +81,7 @@ rule select_victims:
         source=source_of_victims(".safetensors"),
         card=source_of_victims(".json"),
         tokenizer=tokenizer_of_included,
-        code=source_files("data"),
+        code=source_files("selection"),
     output:
         data=f"{VICTIMS}.safetensors",
         card=f"{VICTIMS}.json",

@@ -100,5 +100,5 @@ onsuccess:
         if not requested or requested & {experiment, "all", "default"}:
             print(f"{experiment}:", *results_of(experiment), sep="\n  ")
     for name in PLAN.config.reports:
-        if requested & {name}:
+        if not requested or requested & {name, "all", "default"}:
             print(f"{name}:", *report_files(name), sep="\n  ")
