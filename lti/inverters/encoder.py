@@ -74,8 +74,8 @@ def factor_features(
             (``head``) or the parameter's own root mean square.
 
     Returns:
-        two tensors ``(b, f)``: float32 values, and bool: False where the defense left
-        nothing to compute the value from. Order: per linear layer ``v``, ``u / |u|``,
+        two float32 tensors ``(b, f)``: values, and 1, or 0 where the defense left nothing to
+        compute the value from. Order: per linear layer ``v``, ``u / |u|``,
         ``log |u|``; then the other parameters in order.
     """
     values, observed = [], []
@@ -92,7 +92,7 @@ def factor_features(
             size = gradient[:, rest].square().mean(dim=1, keepdim=True).sqrt().clamp_min(TINY)
         values.append(gradient[:, rest] / size)
         observed.append((gradient[:, rest] != 0).to(gradient.dtype))
-    return torch.cat(values, dim=1), torch.cat(observed, dim=1).bool()
+    return torch.cat(values, dim=1), torch.cat(observed, dim=1)
 
 
 def _others(layout: ParameterLayout, blocks: list[LinearBlock]) -> list[slice]:
@@ -179,15 +179,14 @@ def _moments(
     count = first = second = torch.zeros(())
     shift: torch.Tensor | None = None
     for rows in blocks():
-        values, observed = features(rows)
-        seen = observed.double()
+        values, seen = features(rows)
         if shift is None:  # the variance of what is far from zero needs an origin nearby
             shift = (values * seen).sum(0) / seen.sum(0).clamp_min(1)
         centred = (values - shift) * seen
         total += len(rows)
-        count = count + seen.sum(dim=0)
-        first = first + centred.sum(dim=0)
-        second = second + centred.square().sum(dim=0)
+        count = count + seen.sum(dim=0, dtype=torch.float64)
+        first = first + centred.sum(dim=0, dtype=torch.float64)
+        second = second + centred.square_().sum(dim=0, dtype=torch.float64)
     assert shift is not None
     share = count / total
     mean = first / count.clamp_min(1)
@@ -214,8 +213,8 @@ def _standardise(
     values: torch.Tensor, observed: torch.Tensor, statistics: Mapping[str, torch.Tensor]
 ) -> torch.Tensor:
     kept = statistics["kept"]
-    standard = (values[:, kept] - statistics["mean"]) * statistics["scale"] * observed[:, kept]
-    return standard.clamp_(-LIMIT, LIMIT)
+    standard = (values.index_select(1, kept) - statistics["mean"]) * statistics["scale"]
+    return standard.mul_(observed.index_select(1, kept)).clamp_(-LIMIT, LIMIT)
 
 
 class GradientEncoder(nn.Module):
@@ -254,6 +253,6 @@ class GradientEncoder(nn.Module):
         for number, part in enumerate(self.whitened):
             matrix = buffers[f"whiten{number}"].to(dtype)
             standard[:, part] = (standard[:, part].to(dtype) @ matrix).clamp_(-LIMIT, LIMIT)
-        seen = observed[:, buffers["hidden"]].float()
+        seen = observed.index_select(1, buffers["hidden"])
         seen = (seen - buffers["hidden_mean"]) * buffers["hidden_scale"]
         return torch.cat([standard, seen.clamp_(-LIMIT, LIMIT)], dim=1)

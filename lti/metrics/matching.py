@@ -32,13 +32,14 @@ def match_batches(truth: Array, reconstruction: Array) -> npt.NDArray[np.intp]:
         (n_batches, B) indices: ``reconstruction[k][order[k]]`` lines up with ``truth[k]``.
     """
     import numpy as np
-    from scipy.optimize import linear_sum_assignment
-    from scipy.spatial.distance import cdist
 
     n_batches, batch_size = truth.shape[:2]
     order = np.tile(np.arange(batch_size), (n_batches, 1))
     if batch_size == 1:
         return order
+    from scipy.optimize import linear_sum_assignment
+    from scipy.spatial.distance import cdist
+
     for k in range(n_batches):
         x, y = (
             np.clip(a[k].reshape(batch_size, -1).astype(np.float64), 0.0, 1.0)
@@ -63,12 +64,13 @@ def match_texts(truth: Array, reconstruction: Array) -> npt.NDArray[np.intp]:
         (n_batches, B) indices: ``reconstruction[k][order[k]]`` lines up with ``truth[k]``.
     """
     import numpy as np
-    from scipy.optimize import linear_sum_assignment
 
     n_batches, batch_size = truth.shape[:2]
     order = np.tile(np.arange(batch_size), (n_batches, 1))
     if batch_size == 1:
         return order
+    from scipy.optimize import linear_sum_assignment
+
     for k in range(n_batches):
         rows, columns = (np.lexsort(a[k].T[::-1]) for a in (truth, reconstruction))
         wrong = truth[k][rows, None] != reconstruction[k][None, columns]

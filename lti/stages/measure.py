@@ -28,7 +28,6 @@ def measure_attack(
     log: Log = None,
 ) -> None:
     """Compare every reconstruction with its victim: one row per victim."""
-    from lti.compute import acquire
     from lti.errors import LTIError
     from lti.files import read_arrays
     from lti.metrics.measure import measure, write_metrics
@@ -36,7 +35,10 @@ def measure_attack(
     from lti.progress import Progress
     from lti.report.paper import paper_defense
 
-    acquire(threads=threads)
+    if backbone:  # torch takes longer to import than the other metrics to compute
+        from lti.compute import acquire
+
+        acquire(threads=threads)
     arrays, metadata = read_arrays(reconstructions)
     truth, read = read_arrays(victims)
     backbones = {str(read_arrays(path)[1]["backbone"]): path for path in backbone or ()}
