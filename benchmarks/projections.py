@@ -19,6 +19,7 @@ from lti.data.selection import select
 from lti.fl_models import FL_MODELS, FLTask, attacked
 from lti.gradients.layout import ParameterLayout
 from lti.gradients.per_sample import block_rows, even_blocks, per_sample_gradient_function
+from lti.projections import FitSample
 from lti.projections.principal import PrincipalComponents
 
 OTHERS = 512  # samples that the variances are of
@@ -47,7 +48,9 @@ def main() -> None:
         gradient[start:stop] = gradients(value[start:stop], label[start:stop])
 
     settings = PrincipalComponents(samples=options.samples)
-    fitted = settings.fitted(settings.fit(gradient[: options.samples].clone()))
+    first = gradient[: options.samples]
+    sample = FitSample(value[: options.samples], network, layout, first.clone)
+    fitted = settings.fitted(settings.fit(sample))
     variance = fitted.project(gradient[options.samples :], layout=layout).var(dim=0)
     print(f"{options.fl_model}, {layout.total:,} coordinates, {options.samples:,} samples")
     for rank in SHOWN:

@@ -6,6 +6,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import nn
 
 from lti.compute import Compute
 from lti.defenses import DEFENSES
@@ -17,7 +18,7 @@ from lti.inverters import INVERTERS
 from lti.inverters.base import Task
 from lti.inverters.encoder import GradientEncoder, encoder_statistics
 from lti.inverters.trained import TrainedInverter
-from lti.projections import PROJECTIONS, load_projection
+from lti.projections import PROJECTIONS, FitSample, load_projection
 
 LAYOUT = ParameterLayout(("linear.weight", "linear.bias", "scale"), ((4, 6), (4,), (12,)))
 
@@ -271,6 +272,12 @@ def principal(**settings):
     return PROJECTIONS["principal"](**settings)
 
 
+def having(gradient):
+    """A sample that has these gradients."""
+    layout = flat(gradient.shape[1])
+    return FitSample(torch.zeros(len(gradient)), nn.Identity(), layout, gradient.clone)
+
+
 @settings(deadline=None, max_examples=25)
 @given(seed=st.integers(0, 1000), components=st.integers(1, 12), parameters=st.integers(2, 20))
 def test_principal_components_are_those_of_the_covariance(seed, components, parameters):
@@ -281,7 +288,7 @@ def test_principal_components_are_those_of_the_covariance(seed, components, para
     layout = flat(parameters)
     kept = min(components, parameters)
     assert settings.layout(layout).total == kept
-    fitted = settings.fitted(settings.fit(gradient.clone()))
+    fitted = settings.fitted(settings.fit(having(gradient)))
     basis = fitted.tensors()["basis"].double()
     torch.testing.assert_close(basis @ basis.T, torch.eye(kept).double(), rtol=0, atol=1e-5)
     # Of all subspaces of this size, the one with the most variance; its parts in falling order.
@@ -299,7 +306,7 @@ def test_principal_components_are_those_of_the_covariance(seed, components, para
 def test_noise_keeps_its_variance_in_principal_components():
     gradient = torch.randn(60, 400, generator=torch.Generator().manual_seed(0))
     settings = principal(components=20)
-    fitted = settings.fitted(settings.fit(gradient))
+    fitted = settings.fitted(settings.fit(having(gradient)))
     layout = flat(400)
     counts = fitted.counts(layout)
     noise = torch.randn(4000, 400, generator=torch.Generator().manual_seed(1))
@@ -312,11 +319,11 @@ def test_a_projection_is_not_used_before_it_is_fitted_or_on_other_gradients():
     with pytest.raises(LTIError, match=r"principal is not fitted.*--fitted"):
         settings.project(torch.randn(2, 8), layout=flat(8))
     with pytest.raises(LTIError, match=r"3 gradients for 3 components.*more gradients"):
-        settings.fit(torch.randn(3, 8))
-    fitted = settings.fitted(settings.fit(torch.randn(9, 8)))
+        settings.fit(having(torch.randn(3, 8)))
+    fitted = settings.fitted(settings.fit(having(torch.randn(9, 8))))
     with pytest.raises(LTIError, match=r"gradients of 8 coordinates; got gradients of 9"):
         fitted.project(torch.randn(2, 9), layout=flat(9))
-    other = settings.fitted(settings.fit(torch.randn(9, 8)))
+    other = settings.fitted(settings.fit(having(torch.randn(9, 8))))
     assert settings.digest is None
     assert fitted.digest != other.digest
     assert fitted.canonical() == settings.canonical()
@@ -326,7 +333,7 @@ def test_what_a_projection_is_made_of_must_be_of_these_gradients(tmp_path):
     settings = principal(components=3)
     facts = {"defense": {"use": "none"}, "fl_model_digest": "abc"}
     path = tmp_path / "fitted.safetensors"
-    tensors = settings.fit(torch.randn(9, 8))
+    tensors = settings.fit(having(torch.randn(9, 8)))
     write_tensors(path, tensors, {"projection": settings.canonical(), **facts})
 
     def load(fitted, chosen=settings.canonical(), **changed):  # noqa: B008
@@ -342,3 +349,73 @@ def test_what_a_projection_is_made_of_must_be_of_these_gradients(tmp_path):
         load(path, fl_model_digest="def")
     with pytest.raises(LTIError, match=r"made for projection .*expected .*4"):
         load(path, principal(components=4).canonical())
+
+
+class Sequence(nn.Module):
+    """Two linear layers on sequences of vectors, and one behind their mean."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.wide, self.narrow, self.last = nn.Linear(10, 3), nn.Linear(3, 4), nn.Linear(12, 2)
+
+    def forward(self, x):
+        y = self.narrow(self.wide(x).tanh())
+        return self.last(torch.cat([y, y, y], dim=2).mean(dim=1))
+
+
+def layer_inputs(**settings):
+    return PROJECTIONS["layer-inputs"](**{"parameters": ["*"], "directions": 5} | settings)
+
+
+def sequence_sample(length=4):
+    torch.manual_seed(0)
+    network = Sequence().eval()
+    value = torch.randn(length, 10) + 0.3 * torch.randn(50, length, 10)
+    layout = ParameterLayout.of(dict(network.named_parameters()))
+    return FitSample(value, network, layout, gradients=lambda: None)
+
+
+def test_layer_inputs_keeps_what_lies_along_the_inputs_of_a_layer():
+    sample = sequence_sample()
+    settings = layer_inputs()
+    fitted = settings.fitted(settings.fit(sample))
+    # Only the one layer that sees sequences of more than five numbers is cut down.
+    tensors = fitted.tensors()
+    assert sorted(tensors) == ["basis.wide.weight", "position.wide.weight"]
+    basis = tensors["basis.wide.weight"]
+    torch.testing.assert_close(basis @ basis.T, torch.eye(5), rtol=0, atol=1e-5)
+    mean = sample.value.mean(dim=0)
+    torch.testing.assert_close(mean @ basis.T, fitted.positions()["wide.weight"])
+    torch.testing.assert_close(mean @ basis.T @ basis, mean, rtol=1e-4, atol=1e-4)
+    # The fifth: of all directions outside of the means' span, that of the most energy.
+    outside = torch.eye(10) - torch.linalg.pinv(mean) @ mean
+    rows = sample.value.flatten(0, 1) @ outside
+    most = torch.linalg.svd(rows, full_matrices=False)[1][0]
+    torch.testing.assert_close((rows @ basis[4]).norm(), most, rtol=1e-3, atol=0)
+
+    layout = fitted.layout(sample.layout)
+    shape = dict(zip(layout.names, layout.shapes, strict=True))
+    assert shape["wide.weight"] == (3, 5) and shape["narrow.weight"] == (4, 3)
+    gradient = torch.randn(6, sample.layout.total)
+    projected = layout.split(fitted.project(gradient, layout=sample.layout))
+    whole = sample.layout.split(gradient)
+    expected = whole["wide.weight"].unflatten(1, (3, 10)) @ basis.T
+    torch.testing.assert_close(projected["wide.weight"], expected.flatten(1))
+    assert torch.equal(projected["last.weight"], whole["last.weight"])
+    assert torch.equal(fitted.counts(sample.layout), torch.ones(layout.total))
+
+
+def test_layer_inputs_names_what_it_cannot_do():
+    sample = sequence_sample()
+    with pytest.raises(LTIError, match=r"got 5 directions for 6 positions.*Raise `directions`"):
+        layer_inputs().fit(sequence_sample(length=6))
+    for changed in ({"whole": ["wide.*"]}, {"parameters": ["last.*"]}, {"directions": 10}):
+        with pytest.raises(LTIError, match=r"found no linear layer that sees sequences.*select"):
+            layer_inputs(**changed).fit(sample)
+    with pytest.raises(LTIError, match=r"whole: got 'fc', which matches no parameter"):
+        layer_inputs(whole=["fc"]).fit(sample)
+    fitted = layer_inputs().fitted(layer_inputs().fit(sample))
+    other = ParameterLayout(("wide.weight",), ((3, 11),))
+    with pytest.raises(LTIError, match=r"layer wide.weight of 10 inputs; got \(3, 11\)"):
+        fitted.layout(other)
+    assert PROJECTIONS["identity"]().positions() == {}

@@ -18,15 +18,17 @@ from lti.gradients.per_sample import per_sample_gradient_function
 from lti.gradients.store import StoreSettings, write_store
 from lti.inverters import INVERTERS
 from lti.inverters.base import Task, TrainingSample
+from lti.inverters.encoder import encoder_statistics
 from lti.inverters.inputs import AuxiliaryData
+from lti.inverters.position_parts import PositionParts, part_statistics
 from lti.inverters.span_decoder import SpanDecoder
-from lti.inverters.span_encoder import span_places
+from lti.inverters.span_encoder import SpanEncoder, span_places
 from lti.inverters.text_decoder import TokenLayers
 from lti.inverters.token_inputs import TokenInputs
 from lti.inverters.train import train_inverter
 from lti.inverters.trained import TrainedInverter
 from lti.progress import Progress
-from lti.projections import PROJECTIONS
+from lti.projections import PROJECTIONS, FitSample
 
 CPU = Compute(torch.device("cpu"), torch.float32)
 SAMPLES, LENGTH, VOCABULARY, COORDINATES = 600, 3, 6, 60
@@ -169,6 +171,14 @@ def attacked_model(request):
     return model, network, token, gradients
 
 
+@pytest.fixture(scope="module")
+def language_model():
+    model = FL_MODELS.parse({"use": "transformer3"})
+    network = model.build(FLTask(2, WORDS, WINDOW, 0)).requires_grad_(False)
+    token = torch.randint(WORDS, (260, WINDOW), generator=stream(4))
+    return model, network, token, per_sample_gradient_function(model, network)(token, token)
+
+
 def test_inputs_of_the_first_layers_are_what_the_network_makes_of_tokens(attacked_model):
     model, network, token, gradients = attacked_model
     inputs = TokenInputs.of(network, WORDS, WINDOW)
@@ -206,23 +216,19 @@ def test_networks_that_mix_tokens_at_once_have_no_such_layers():
     assert TokenInputs.of(Mixing(), 9, 3) is None
 
 
-@pytest.mark.parametrize("batch_size", [1, 2])
-@pytest.mark.parametrize("defense", ["none", "sign"])
-def test_tokens_are_read_off_the_span(attacked_model, tmp_path, defense, batch_size):
+def attacked_data(attacked_model, folder, guard, projection, *, batch_size=1):
+    """The first 200 samples as auxiliary data, and all projected gradients."""
     model, network, token, gradients = attacked_model
     layout = ParameterLayout.of(attacked(model, network))
-    inputs = TokenInputs.of(network, WORDS, WINDOW)
-    projection = PROJECTIONS.parse({"use": "select", "parameters": list(inputs.weights)})
-    guard = DEFENSES[defense]()
     rows = projection.project(guard.deterministic(gradients), layout=layout)
     store = write_store(
-        tmp_path / "g",
+        folder / "g",
         n_rows=200,
         dim=rows.shape[1],
-        encoding=guard.encoding,
+        encoding="scaled-float16",
         compress=guard.compress,
         compute=lambda start, stop: rows[start:stop],
-        manifest=tmp_path / "g.json",
+        manifest=folder / "g.json",
         settings=StoreSettings(chunk_mib=1, shard_mib=4),
     )
     data = AuxiliaryData(
@@ -238,11 +244,27 @@ def test_tokens_are_read_off_the_span(attacked_model, tmp_path, defense, batch_s
         network=network,
         vocabulary=WORDS,
     )
-    preset = INVERTERS["tuned-text"](epochs=8, batch_size=8, hidden=16, others=40)
-    checkpoint = Checkpoint(tmp_path / "c.safetensors", {"inverter": preset.canonical()})
-    trained, history = train_inverter(
+    return data, rows
+
+
+def trained_for_text(data, folder, **settings):
+    preset = INVERTERS["tuned-text"](**{"batch_size": 8, "hidden": 16, "others": 40} | settings)
+    checkpoint = Checkpoint(folder / "c.safetensors", {"inverter": preset.canonical()})
+    return train_inverter(
         preset, data, compute=CPU, checkpoint=checkpoint, progress=Progress("test")
     )
+
+
+@pytest.mark.parametrize("batch_size", [1, 2])
+@pytest.mark.parametrize("defense", ["none", "sign"])
+def test_tokens_are_read_off_the_span(attacked_model, tmp_path, defense, batch_size):
+    model, network, token, _ = attacked_model
+    inputs = TokenInputs.of(network, WORDS, WINDOW)
+    projection = PROJECTIONS.parse({"use": "select", "parameters": list(inputs.weights)})
+    data, rows = attacked_data(
+        attacked_model, tmp_path, DEFENSES[defense](), projection, batch_size=batch_size
+    )
+    trained, history = trained_for_text(data, tmp_path, epochs=8)
     mean = rows[200:].unflatten(0, (-1, batch_size)).mean(dim=1)
     found = trained.invert(mean)
     truth = token[200:].unflatten(0, (-1, batch_size))
@@ -257,18 +279,97 @@ def test_tokens_are_read_off_the_span(attacked_model, tmp_path, defense, batch_s
     assert torch.equal(loaded.invert(mean), found)
 
 
+@pytest.mark.parametrize("batch_size", [1, 2])
+@pytest.mark.parametrize(
+    "defense", [{"use": "prune", "rate": 0.99}, {"use": "gauss", "sigma": 0.01}]
+)
+def test_parts_of_positions_tell_tokens_where_the_span_is_hidden(
+    tmp_path, language_model, defense, batch_size
+):
+    model, network, token, _ = language_model
+    guard = DEFENSES.parse(defense)
+    weights = list(TokenInputs.of(network, WORDS, WINDOW).weights)
+    layout = ParameterLayout.of(attacked(model, network))
+    projection = PROJECTIONS.parse(
+        {
+            "use": "layer-inputs",
+            "parameters": [*weights, "*linear2.*", "*norm?.*"],
+            "whole": weights,
+            "directions": 16,
+        }
+    )
+    sample = FitSample(token[:200], network, layout, lambda: None)
+    fitted = projection.fitted(projection.fit(sample))
+    data, rows = attacked_data(language_model, tmp_path, guard, fitted, batch_size=batch_size)
+    received = data.observe(rows[200:], stream(9))
+    truth = token[200:].unflatten(0, (-1, batch_size))
+
+    def share(found):
+        return float((found[:, :, None] == truth[:, None]).any(dim=2).float().mean())
+
+    options = {"epochs": 20, "certainty": 1.0, "dropout": 0.0, "hidden": 128}
+    trained, _ = trained_for_text(data, tmp_path, **options)
+    found = trained.invert(received)
+    assert share(found) > (0.5 if batch_size == 1 else 0.3)  # chance is 1 of 150
+    trained.save(tmp_path / "i")
+    assert torch.equal(TrainedInverter.load(tmp_path / "i", compute=CPU).invert(received), found)
+
+
+def test_what_pruning_leaves_of_the_span_can_be_encoded(language_model):
+    # A handful of entries of each gradient, many of them alone in row and column: the
+    # decomposition must converge.
+    model, network, _, gradients = language_model
+    layout = ParameterLayout.of(attacked(model, network))
+    pruned = DEFENSES.parse({"use": "prune", "rate": 0.99}).deterministic(gradients)
+    weight = TokenInputs.of(network, WORDS, WINDOW).weights[0]
+    rows = pruned[:, layout.slices[weight]]
+    assert 1 < float((rows != 0).sum(dim=1).float().mean()) < 300
+    alone = ParameterLayout((weight,), ((rows.shape[1] // 96, 96),))
+    statistics = encoder_statistics(alone, lambda: iter([rows]), power=0.0)
+    places = torch.tensor([[0, rows.shape[1]]])
+    encoder = SpanEncoder(alone, places, inputs=96, rank=WINDOW, statistics=statistics)
+    _, spectrum, basis, parts = encoder(rows).split(encoder.widths, dim=1)
+    assert not parts.shape[1]
+    assert spectrum.isfinite().all()
+    product = basis.unflatten(1, (WINDOW, 96)) @ basis.unflatten(1, (WINDOW, 96)).transpose(1, 2)
+    torch.testing.assert_close(product, torch.eye(WINDOW).expand_as(product), rtol=0, atol=1e-4)
+
+
+def test_parts_of_positions_are_the_factors_of_a_layers_gradient():
+    draw = stream(5)
+    mean, outputs = torch.randn(4, 6, generator=draw), torch.randn(9, 4, 8, generator=draw)
+    inputs = mean + 0.01 * torch.randn(9, 4, 6, generator=draw)
+    weight = outputs.transpose(1, 2) @ inputs
+    gradient = torch.cat([torch.randn(9, 3, generator=draw), weight.flatten(1)], dim=1)
+    layout = ParameterLayout(("bias", "weight"), ((3,), (8, 6)))
+    statistics = part_statistics(layout, {"weight": mean}, lambda: iter([gradient]))
+    parts = PositionParts(statistics)
+    got = parts(gradient) / statistics["scale"] + statistics["mean"]
+    torch.testing.assert_close(got[..., :8], outputs, rtol=0, atol=0.2)
+    # With the outputs at hand, the inputs by hand: ridge regression.
+    square = got[..., :8] @ got[..., :8].transpose(1, 2)
+    ridge = 0.1 * square.diagonal(dim1=1, dim2=2).mean(1)[:, None, None] * torch.eye(4)
+    expected = torch.linalg.inv(square + ridge) @ got[..., :8] @ weight
+    torch.testing.assert_close(got[..., 8:], expected, rtol=1e-3, atol=1e-3)
+    # Standardised over the sample.
+    scaled = parts(gradient)
+    torch.testing.assert_close(scaled.mean(0), torch.zeros(4, 14), rtol=0, atol=1e-3)
+    torch.testing.assert_close(scaled.square().mean(0), torch.ones(4, 14), rtol=1e-2, atol=0)
+
+
 def test_logits_of_some_tokens_are_those_of_all(attacked_model):
     _, network, _, _ = attacked_model
     inputs = TokenInputs.of(network, WORDS, WINDOW)
     width = inputs.token.shape[1]
     decoder = SpanDecoder(
         (2, WINDOW, WORDS),
-        widths=(5, 3, 3 * width),
+        widths=(5, 3, 3 * width, 0),
         inputs=inputs,
         frequency=torch.full((WORDS,), 1 / WORDS),
         hidden=8,
         dropout=0.0,
         others=4,
+        certainty=60.0,
     )
     basis = torch.linalg.qr(torch.randn(4, width, 3, generator=stream()))[0].transpose(1, 2)
     given = torch.cat([torch.randn(4, 5), -torch.rand(4, 3), basis.flatten(1)], dim=1)

@@ -74,7 +74,10 @@ class Observations:
         Raises:
             LTIError: a gradient of another model or projection, or labels of another batch size.
         """
-        shape, width = tuple(self.gradient.shape), self.projection.layout(self.layout).total
+        shape = tuple(self.gradient.shape)
+        # Of a projection that is fitted the digest vouches, which attacks compare.
+        fitted = self.projection.is_fitted
+        width = shape[-1] if fitted else self.projection.layout(self.layout).total
         if len(shape) != 2 or shape[1] != width:
             raise LTIError(
                 f"observations have shape {shape}; expected (n, {width}) for {self.model.name} "

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field
@@ -51,6 +51,9 @@ class TrainingSample:
     """The FL model's last layer, where it ends with a linear one."""
     inputs: Callable[[], TokenInputs | None] = lambda: None
     """Looks for what the FL model's first layers see of tokens."""
+    positions: Mapping[str, torch.Tensor] = field(default_factory=dict)
+    """Mean inputs of the positions, ``(T, k)`` by weight: see
+    :meth:`lti.projections.Projection.positions`."""
 
 
 class Inverter(Settings):

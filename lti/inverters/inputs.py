@@ -244,7 +244,8 @@ def statistics_sample(settings: Inverter, data: AuxiliaryData, samples: int) -> 
             return None
         return TokenInputs.of(data.network, data.vocabulary, data.value.shape[1])
 
-    return TrainingSample(blocks, as_input(data.value[order[:SAMPLE_ROWS]]), head, inputs)
+    value = as_input(data.value[order[:SAMPLE_ROWS]])
+    return TrainingSample(blocks, value, head, inputs, data.projection.positions())
 
 
 def targets(value: torch.Tensor, index: torch.Tensor, views: int) -> torch.Tensor:

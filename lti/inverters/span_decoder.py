@@ -16,7 +16,6 @@ from lti.inverters.token_inputs import TokenInputs
 __all__ = ["SpanDecoder"]
 
 SPECTRUM_WIDTH = 32  # of the network that weighs directions
-FACTOR = 60.0  # of the fit, at the start: more than any difference of log frequencies
 CERTAIN = 4.0  # logit at which weights start: for directions that tokens can fill, or against
 
 
@@ -28,19 +27,23 @@ class SpanDecoder(TokenDecoder):
     [0, 1], a small network reads off the spectrum, starting with as many directions as there
     are tokens, which is right without a defense. To this, times a learned factor, is
     added what a residual network on the features says: a vector for each position, times the
-    tokens' embeddings, and a bias for each token.
+    tokens' embeddings, and a bias for each token. Where there are parts of the positions, it is
+    one network for all positions, which sees, besides the features, the parts of the position
+    and of the one before it.
 
     In training, logits are made for the batch's own tokens and random others only.
 
     Args:
         sizes: B, length and vocabulary.
-        widths: of features, spectrum and basis.
+        widths: of features, spectrum, basis and the parts of all positions.
         inputs: what the FL model's first layers see of tokens.
         frequency: ``(vocabulary,)``, the tokens' shares in auxiliary data, where the biases
             start; None: they are read.
         hidden: width of the residual network.
         dropout: share of hidden units dropped in training.
         others: random tokens in training.
+        certainty: factor of the fit at the start: more than any difference of log frequencies
+            where the span is seen.
     """
 
     token: torch.Tensor
@@ -60,6 +63,7 @@ class SpanDecoder(TokenDecoder):
         hidden: int,
         dropout: float,
         others: int,
+        certainty: float,
     ) -> None:
         super().__init__(sizes)
         batch, length, vocabulary = sizes
@@ -76,10 +80,13 @@ class SpanDecoder(TokenDecoder):
 
         weigh = nn.Linear(SPECTRUM_WIDTH, 1)
         self.weigh = nn.Sequential(nn.Linear(2, SPECTRUM_WIDTH), nn.GELU(), weigh)
-        self.factor = nn.Parameter(torch.tensor(math.log(FACTOR)))
+        self.factor = nn.Parameter(torch.tensor(math.log(certainty)))
         self.first = nn.Linear(widths[0], hidden)
         self.block = nn.Linear(hidden, hidden)
-        self.last = nn.Linear(hidden, batch * length * width)
+        parts = widths[3] // length
+        self.near = nn.Linear(2 * parts, hidden, bias=False) if parts else None
+        self.place = nn.Parameter(torch.zeros(length, hidden)) if parts else None
+        self.last = nn.Linear(hidden, batch * width * (1 if parts else length))
         self.norms = nn.ModuleList(nn.LayerNorm(hidden) for _ in range(3))
         self.dropout = nn.Dropout(dropout)
         start = torch.zeros(vocabulary) if frequency is None else frequency.log()
@@ -87,6 +94,9 @@ class SpanDecoder(TokenDecoder):
         for layer in (self.first, self.block):
             nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
             nn.init.zeros_(layer.bias)
+        if self.near is not None and self.place is not None:
+            nn.init.kaiming_normal_(self.near.weight, nonlinearity="relu")
+            nn.init.normal_(self.place)
         nn.init.normal_(self.last.weight, std=0.1 / math.sqrt(hidden * width))
         nn.init.zeros_(self.last.bias)
         nn.init.zeros_(weigh.weight)
@@ -94,8 +104,8 @@ class SpanDecoder(TokenDecoder):
 
     def forward(self, inputs: torch.Tensor, tokens: torch.Tensor | None = None) -> torch.Tensor:
         """Return the logits of ``tokens`` (m,), or of all: ``(b, B, length, m)``."""
-        features, spectrum, basis = inputs.split(self.widths, dim=1)
-        states = self._states(features)
+        features, spectrum, basis, parts = inputs.split(self.widths, dim=1)
+        states = self._states(features, parts)
         embedding = self.embedding if tokens is None else self.embedding[tokens]
         bias = self.bias if tokens is None else self.bias[tokens]
         logits = states @ embedding.T + bias
@@ -115,11 +125,19 @@ class SpanDecoder(TokenDecoder):
         found = place[: target.numel()].view_as(target)
         return matched_cross_entropy(self(inputs, tokens), found, label)
 
-    def _states(self, features: torch.Tensor) -> torch.Tensor:
-        state = functional.gelu(self.norms[0](self.first(features)))
+    def _states(self, features: torch.Tensor, parts: torch.Tensor) -> torch.Tensor:
+        batch, length, _ = self.sizes
+        state = self.first(features)
+        if self.near is not None and self.place is not None:
+            own = parts.unflatten(1, (length, -1))
+            before = functional.pad(own, (0, 0, 1, 0))[:, :length]
+            state = state[:, None] + self.near(torch.cat([before, own], dim=2)) + self.place
+        state = functional.gelu(self.norms[0](state))
         state = state + functional.gelu(self.block(self.dropout(self.norms[1](state))))
         states: torch.Tensor = self.last(self.dropout(self.norms[2](state)))
-        return states.unflatten(1, (*self.sizes[:2], -1))
+        if self.near is None:
+            return states.unflatten(1, (batch, length, -1))
+        return states.unflatten(2, (batch, -1)).transpose(1, 2)
 
     def _fit(
         self, spectrum: torch.Tensor, basis: torch.Tensor, tokens: torch.Tensor | None

@@ -1,8 +1,8 @@
-"""The tuned text inverter's fixed part: what the first layers' gradients span, and the rest."""
+"""The tuned text inverter's fixed part: what layers' gradients say of tokens, and the rest."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import torch
 from torch import nn
@@ -10,10 +10,14 @@ from torch import nn
 from lti.errors import LTIError
 from lti.gradients.layout import ParameterLayout
 from lti.inverters.encoder import GradientEncoder
+from lti.inverters.position_parts import PositionParts, ridged
 
-__all__ = ["SpanEncoder", "span_places"]
+__all__ = ["OtherParameters", "SpanEncoder", "span_places"]
 
 TINY = 1e-30
+# Of a few entries that pruning left, with zero rows, the decomposition may not converge; of
+# float32's precision.
+RIDGE = 1e-6
 
 
 def span_places(layout: ParameterLayout, weights: Sequence[str]) -> torch.Tensor:
@@ -31,13 +35,36 @@ def span_places(layout: ParameterLayout, weights: Sequence[str]) -> torch.Tensor
     return torch.tensor([[places[name].start, places[name].stop] for name in weights])
 
 
+class OtherParameters:
+    """A gradient's parameters without some.
+
+    Args:
+        layout: of the whole gradients.
+        starts: where the parameters to leave out begin.
+    """
+
+    def __init__(self, layout: ParameterLayout, starts: Collection[int]) -> None:
+        shape = dict(zip(layout.names, layout.shapes, strict=True))
+        kept = {name: place for name, place in layout.slices.items() if place.start not in starts}
+        self.layout = ParameterLayout(tuple(kept), tuple(shape[name] for name in kept))
+        self._slices = list(kept.values())
+        self._are_all = len(kept) == len(shape)
+
+    def of(self, gradient: torch.Tensor) -> torch.Tensor:
+        """Return theirs of gradients ``(b, p)``."""
+        if self._are_all:
+            return gradient
+        return torch.cat([gradient[:, place] for place in self._slices], dim=1)
+
+
 class SpanEncoder(nn.Module):
-    """Gradients ``(b, p)`` to ``(b, width)``: features, a spectrum and the basis behind it.
+    """Gradients ``(b, p)`` to ``(b, width)``: features, a spectrum, the basis behind it, parts.
 
     The weights' gradients, stacked to ``(outputs, d)``, have the singular values
     ``s_1 >= s_2 >= ...`` and the right singular vectors ``q_1, q_2, ...``: the first ``rank`` of
-    both are given, the values as ``log(s_k / s_1)``. The features are those of
-    :class:`lti.inverters.encoder.GradientEncoder`.
+    both are given, the values as ``log(s_k / s_1)``. The parts are those of
+    :class:`lti.inverters.position_parts.PositionParts`, and the features, of all other
+    parameters, those of :class:`lti.inverters.encoder.GradientEncoder`.
 
     Args:
         layout: of the gradients.
@@ -45,6 +72,7 @@ class SpanEncoder(nn.Module):
         inputs: d, of each of these layers.
         rank: how many.
         statistics: of the features.
+        parts: statistics of the parts; None: there are none.
     """
 
     places: torch.Tensor
@@ -57,17 +85,22 @@ class SpanEncoder(nn.Module):
         inputs: int,
         rank: int,
         statistics: Mapping[str, torch.Tensor],
+        parts: Mapping[str, torch.Tensor] | None = None,
     ) -> None:
         super().__init__()
-        self.features = GradientEncoder(layout, statistics, divide_by="parameter")
+        self.parts = PositionParts(parts) if parts else None
+        starts = {place.start for place in self.parts.slices} if self.parts else set()
+        self._others = OtherParameters(layout, starts)
+        self.features = GradientEncoder(self._others.layout, statistics, divide_by="parameter")
         self.register_buffer("places", places.clone())
         self.slices = [slice(*place) for place in places.tolist()]
         self.inputs, self.rank = inputs, min(rank, inputs)
 
     @property
-    def widths(self) -> tuple[int, int, int]:
-        """Of features, spectrum and basis."""
-        return self.features.shared_width, self.rank, self.rank * self.inputs
+    def widths(self) -> tuple[int, int, int, int]:
+        """Of features, spectrum, basis and the parts of all positions."""
+        parts = self.parts.mean.numel() if self.parts else 0
+        return self.features.shared_width, self.rank, self.rank * self.inputs, parts
 
     @torch.no_grad()
     def forward(self, gradient: torch.Tensor, label: torch.Tensor | None = None) -> torch.Tensor:
@@ -77,8 +110,11 @@ class SpanEncoder(nn.Module):
         )
         # Squared below: without this small gradients would leave float32.
         stacked = stacked / stacked.abs().amax(dim=(1, 2), keepdim=True).clamp_min(TINY)
-        values, vectors = torch.linalg.eigh(stacked.transpose(1, 2) @ stacked)
+        values, vectors = torch.linalg.eigh(ridged(stacked.transpose(1, 2) @ stacked, RIDGE))
         values, vectors = values.flip(1)[:, : self.rank], vectors.flip(2)[:, :, : self.rank]
         spectrum = 0.5 * (values.clamp_min(0) / values[:, :1].clamp_min(TINY) + 1e-8).log()
         basis = vectors.transpose(1, 2).flatten(1)
-        return torch.cat([self.features(gradient), spectrum, basis], dim=1)
+        encoded = [self.features(self._others.of(gradient)), spectrum, basis]
+        if self.parts is not None:
+            encoded.append(self.parts(gradient).flatten(1))
+        return torch.cat(encoded, dim=1)

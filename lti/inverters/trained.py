@@ -97,6 +97,7 @@ class TrainedInverter:
         card = {
             "inverter": self.settings.canonical(),
             "layout": self.layout.to_json(),
+            "projected": self.task.layout.to_json(),
             "sample_shape": list(self.task.sample_shape),
             "batch_size": self.task.batch_size,
             "classes": self.task.classes,
@@ -121,7 +122,7 @@ class TrainedInverter:
             layout = ParameterLayout.from_json(card["layout"])
             projection = PROJECTIONS.parse(card["projection"], where=str(path))
             task = Task(
-                projection.layout(layout),
+                ParameterLayout.from_json(card["projected"]),
                 tuple(card["sample_shape"]),
                 card["batch_size"],
                 card["classes"],

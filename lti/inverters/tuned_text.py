@@ -25,6 +25,8 @@ __all__ = ["TunedTextInverter"]
 class TunedTextInverter(Inverter):
     """Tokens that fit the span of the first layers' gradients, and a residual network.
 
+    Where the projection is ``layer-inputs``, the network is given each position's parts too.
+
     Inputs: :mod:`lti.inverters.span_encoder`; outputs: :mod:`lti.inverters.span_decoder`. The
     projection must keep the weights of the layers that see single tokens (``identity``, or
     ``select`` with them). AdamW without weight decay, linear warm-up over 5 % of the steps,
@@ -43,6 +45,9 @@ class TunedTextInverter(Inverter):
     spare: int = Field(
         8, ge=0, description="Directions of the span beyond one for each token of a batch."
     )
+    certainty: float = Field(
+        60.0, gt=0, description="Factor of the fit to the span, at the start of training."
+    )
     others: int = Field(2048, ge=0, description="Random tokens in a step's loss.")
     warm_up: float = Field(0.05, ge=0, lt=1, description="Share of the steps.")
 
@@ -56,7 +61,8 @@ class TunedTextInverter(Inverter):
         import torch
 
         from lti.inverters.encoder import encoder_statistics
-        from lti.inverters.span_encoder import span_places
+        from lti.inverters.position_parts import part_statistics
+        from lti.inverters.span_encoder import OtherParameters, span_places
 
         vocabulary = task.vocabulary
         if vocabulary is None:
@@ -71,9 +77,19 @@ class TunedTextInverter(Inverter):
                 f"tokens; expected one behind the embedding. Use inverter paper-text."
             )
         places = span_places(task.layout, inputs.weights)
+
+        def gradients() -> Iterator[torch.Tensor]:
+            return (gradient for gradient, _ in sample.blocks())
+
+        parts: dict[str, torch.Tensor] = {}
+        if sample.positions:
+            parts = part_statistics(task.layout, sample.positions, gradients)
+        others = OtherParameters(
+            task.layout, {task.layout.slices[name].start for name in sample.positions}
+        )
         features = encoder_statistics(
-            task.layout,
-            lambda: (gradient for gradient, _ in sample.blocks()),
+            others.layout,
+            lambda: (others.of(gradient) for gradient in gradients()),
             power=self.whitening,
             divide_by="parameter",
         )
@@ -81,6 +97,7 @@ class TunedTextInverter(Inverter):
         count = torch.bincount(sample.value.flatten().cpu(), minlength=vocabulary) + 0.1
         return {
             **{f"encoder.features.{name}": value for name, value in features.items()},
+            **{f"encoder.parts.{name}": value for name, value in parts.items()},
             "encoder.places": places,
             **{f"decoder.{name}": value for name, value in inputs.tensors().items()},
             "decoder.frequency": count / count.sum(),
@@ -94,12 +111,11 @@ class TunedTextInverter(Inverter):
         from lti.inverters.token_inputs import TokenInputs
 
         assert task.vocabulary is not None  # else there are no statistics
-        prefix = "encoder.features."
-        features = {
-            key.removeprefix(prefix): value
-            for key, value in statistics.items()
-            if key.startswith(prefix)
-        }
+
+        def under(prefix: str) -> dict[str, torch.Tensor]:
+            found = (key for key in statistics if key.startswith(prefix))
+            return {key.removeprefix(prefix): statistics[key] for key in found}
+
         token = statistics["decoder.token"]
         batch, (length,) = task.batch_size, task.sample_shape
         encoder = SpanEncoder(
@@ -107,7 +123,8 @@ class TunedTextInverter(Inverter):
             statistics["encoder.places"],
             inputs=token.shape[1],
             rank=batch * length + self.spare,
-            statistics=features,
+            statistics=under("encoder.features."),
+            parts=under("encoder.parts."),
         )
         decoder = SpanDecoder(
             (batch, length, task.vocabulary),
@@ -117,6 +134,7 @@ class TunedTextInverter(Inverter):
             hidden=self.hidden,
             dropout=self.dropout,
             others=self.others,
+            certainty=self.certainty,
         )
         return InverterNetwork(encoder, decoder)
 

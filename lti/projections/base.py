@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
@@ -15,10 +16,11 @@ from lti.registry import Registry, Settings
 
 if TYPE_CHECKING:
     import torch
+    from torch import nn
 
     from lti.gradients.layout import ParameterLayout
 
-__all__ = ["PROJECTIONS", "FittedProjection", "Projection", "load_projection"]
+__all__ = ["PROJECTIONS", "FitSample", "FittedProjection", "Projection", "load_projection"]
 
 
 class Projection(Settings):
@@ -54,6 +56,14 @@ class Projection(Settings):
     def layout(self, layout: ParameterLayout) -> ParameterLayout:
         """Return where parameters lie in the result: one nameless block where they mix."""
 
+    def positions(self) -> dict[str, torch.Tensor]:
+        """Return what is known of the inputs of linear layers that see sequences.
+
+        Of each weight whose projected gradient is ``(outputs, k)`` along k directions of its
+        inputs, by name: the mean inputs of the positions along these, ``(T, k)``.
+        """
+        return {}
+
     @abstractmethod
     def counts(self, layout: ParameterLayout) -> torch.Tensor | None:
         """Return the variance of each entry, ``(k,)``, where every coordinate's is one.
@@ -62,8 +72,23 @@ class Projection(Settings):
         """
 
 
+@dataclass(frozen=True)
+class FitSample:
+    """The auxiliary set's first ``samples`` samples, as a projection is made from them."""
+
+    value: torch.Tensor
+    """``(n, ...)`` in the network's input range, or int64 tokens."""
+    network: nn.Module
+    """The FL model's network, in evaluation mode."""
+    layout: ParameterLayout
+    """Of its gradients."""
+    gradients: Callable[[], torch.Tensor]
+    """Computes the samples' gradients with the deterministic part of a defense: ``(n, p)``
+    float32 on the CPU. They may be overwritten."""
+
+
 class FittedProjection(Projection):
-    """A projection that is made from the auxiliary set's gradients before it projects any."""
+    """A projection that is made from auxiliary data before it projects any gradient."""
 
     is_fitted = True
 
@@ -73,15 +98,11 @@ class FittedProjection(Projection):
     _digest: str | None = PrivateAttr(None)
 
     @abstractmethod
-    def fit(self, gradient: torch.Tensor) -> dict[str, torch.Tensor]:
-        """Return what the projection is made of.
-
-        Args:
-            gradient: ``(n, p)`` float32 on the CPU, of the first ``samples`` auxiliary samples,
-                with the deterministic part of a defense. May be overwritten.
+    def fit(self, sample: FitSample) -> dict[str, torch.Tensor]:
+        """Return what the projection is made of, on the CPU.
 
         Raises:
-            LTIError: too few gradients.
+            LTIError: too few samples, or a FL model that does not suit.
         """
 
     def fitted(self, tensors: Mapping[str, torch.Tensor]) -> Self:
@@ -159,6 +180,7 @@ PROJECTIONS: Registry[Projection] = Registry(
     modules={
         "hash": "lti.projections.hash",
         "identity": "lti.projections.identity",
+        "layer-inputs": "lti.projections.layer_inputs",
         "principal": "lti.projections.principal",
         "select": "lti.projections.select",
     },

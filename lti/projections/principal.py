@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from pydantic import Field
 
 from lti.errors import LTIError
-from lti.projections.base import PROJECTIONS, FittedProjection
+from lti.projections.base import PROJECTIONS, FitSample, FittedProjection
 
 if TYPE_CHECKING:
     import torch
@@ -31,7 +31,7 @@ class PrincipalComponents(FittedProjection):
 
     components: int = Field(512, ge=1, description="Directions; at most the coordinates.")
 
-    def fit(self, gradient: torch.Tensor) -> dict[str, torch.Tensor]:
+    def fit(self, sample: FitSample) -> dict[str, torch.Tensor]:
         """Return ``basis``, float32 ``(k, p)`` with orthonormal rows.
 
         The rows' products are summed in float64, since variances may differ by a factor of
@@ -42,6 +42,7 @@ class PrincipalComponents(FittedProjection):
         """
         import torch
 
+        gradient = sample.gradients()
         count, parameters = gradient.shape
         wanted = min(self.components, parameters)
         if count <= wanted:

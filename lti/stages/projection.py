@@ -24,9 +24,9 @@ def fit_projection(
     gpus: Gpus = 0,
     log: Log = None,
 ) -> None:
-    """Make a projection from gradients of the auxiliary set's first samples.
+    """Make a projection from the auxiliary set's first samples.
 
-    The gradients went through the deterministic part of the defense.
+    Their gradients go through the deterministic part of the defense.
     """
     import torch
 
@@ -40,7 +40,7 @@ def fit_projection(
     from lti.gradients.layout import ParameterLayout
     from lti.gradients.per_sample import block_rows, even_blocks, per_sample_gradient_function
     from lti.progress import Progress
-    from lti.projections import PROJECTIONS, FittedProjection
+    from lti.projections import PROJECTIONS, FitSample, FittedProjection
 
     defended = DEFENSES.parse(parse_json(defense, option="defense"))
     settings = PROJECTIONS.parse(parse_json(projection, option="projection"))
@@ -58,13 +58,19 @@ def fit_projection(
     label = torch.from_numpy(model.labels(samples)[:count])
     gradients = per_sample_gradient_function(model, network)
     progress = Progress(f"projection {model.name} {defended.name} {settings.name}", log=log)
-    progress.start(total=count, unit="gradients")
-    gradient = torch.empty(count, layout.total)
-    for start, stop in even_blocks(0, count, block_rows(layout.total)):
-        part = gradients(value[start:stop].to(compute.device), label[start:stop].to(compute.device))
-        gradient[start:stop] = defended.deterministic(part)
-        progress.advance(stop - start)
-    fitted = settings.fitted(settings.fit(gradient))
+
+    def all_gradients() -> torch.Tensor:
+        progress.start(total=count, unit="gradients")
+        result = torch.empty(count, layout.total)
+        for start, stop in even_blocks(0, count, block_rows(layout.total)):
+            part = gradients(
+                value[start:stop].to(compute.device), label[start:stop].to(compute.device)
+            )
+            result[start:stop] = defended.deterministic(part)
+            progress.advance(stop - start)
+        return result
+
+    fitted = settings.fitted(settings.fit(FitSample(value, network, layout, all_gradients)))
     facts = {
         "projection": settings.canonical(),
         "defense": defended.canonical(),
@@ -73,4 +79,4 @@ def fit_projection(
     }
     write_tensors(output, fitted.tensors(), facts)
     write_json(card, {**facts, "digest": fitted.digest})
-    progress.say(f"fitted to {count:,} gradients of {layout.total:,} coordinates")
+    progress.say(f"fitted to {count:,} samples, {layout.total:,} coordinates")

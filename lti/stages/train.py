@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from lti.stages.options import Gpus, Log, Output, Threads, parse_json
+from lti.stages.options import Fitted, Gpus, Log, Output, Threads, parse_json
 
 __all__ = ["train_inverter"]
 
@@ -22,6 +22,7 @@ def train_inverter(
     projection: Annotated[
         str, typer.Option(help="JSON settings of the projection.")
     ] = '{"use": "identity"}',
+    fitted: Fitted = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Samples per client batch.")] = 1,
     inverter: Annotated[str, typer.Option(help="JSON settings of the inverter.")],
     memory_mib: Annotated[float, typer.Option(help="Host memory for training rows.")] = 4096.0,
@@ -51,7 +52,7 @@ def train_inverter(
     from lti.inverters.train import train_inverter as train
     from lti.modules import source_digest
     from lti.progress import Progress
-    from lti.projections import PROJECTIONS
+    from lti.projections import PROJECTIONS, load_projection
 
     preset = INVERTERS.parse(parse_json(inverter, option="inverter"))
     defended = DEFENSES.parse(parse_json(defense, option="defense"))
@@ -73,7 +74,19 @@ def train_inverter(
             f"{fl_model} is {network_digest(network)}. Delete the store and its manifest and run "
             f"the same command again."
         )
-    projected = PROJECTIONS.parse(parse_json(projection, option="projection"))
+    projected = load_projection(
+        parse_json(projection, option="projection"),
+        fitted,
+        where="--projection",
+        facts={key: store.attributes[key] for key in ("defense", "fl_model_digest")},
+        device=compute.device,
+    )
+    if projected.digest != store.attributes["projection_digest"]:
+        raise LTIError(
+            f"{gradients} holds rows under a projection made of "
+            f"{store.attributes['projection_digest']}, and {fitted} is {projected.digest}. Delete "
+            f"the store and its manifest and run the same command again."
+        )
     classes = len(selection.metadata["class_names"])
     data = AuxiliaryData(
         store=store,

@@ -152,6 +152,23 @@ def fitted_to_store(suffix):
     )
 
 
+def fitted_to_train(suffix):
+    """What the projection of an inverter's store is made of; nothing where settings say all."""
+    return lambda wildcards: (
+        [
+            fill(
+                FITTED,
+                suffix,
+                auxiliary=PLAN.stored_auxiliary(wildcards.auxiliary),
+                fl_model=wildcards.fl_model,
+                **stored_of(wildcards, wildcards.projection),
+            )
+        ]
+        if PLAN.projections[wildcards.projection].is_fitted
+        else []
+    )
+
+
 def fitted_to_observe(suffix):
     """What the projection of observations is made of; nothing where its settings say all."""
 

@@ -4,6 +4,8 @@ rule train_inverter:
         auxiliary_card=f"{AUXILIARY}.json",
         gradients=gradients_for(".zarr"),
         manifest=gradients_for(".manifest.json"),
+        fitted=fitted_to_train(".safetensors"),
+        fitted_card=fitted_to_train(".json"),
         fl_model=fl_model_for(".safetensors", dataset_of_auxiliary),
         fl_model_card=fl_model_for(".json", dataset_of_auxiliary),
         code=lambda wildcards: source_files(
@@ -31,11 +33,13 @@ rule train_inverter:
         defense=lambda wildcards: PLAN.settings("defenses", wildcards.defense),
         projection=lambda wildcards: PLAN.settings("projections", wildcards.projection),
         inverter=lambda wildcards: PLAN.settings("inverters", wildcards.inverter),
+        fitted_option=fitted_option,
         checkpoints=CHECKPOINTS,
     shell:
         "lti train-inverter --auxiliary {input.auxiliary} --gradients {input.gradients}"
         " --manifest {input.manifest} --fl-model {input.fl_model} --defense {params.defense:q}"
-        " --projection {params.projection:q} --batch-size {wildcards.batch_size}"
+        " --projection {params.projection:q} {params.fitted_option}"
+        " --batch-size {wildcards.batch_size}"
         " --inverter {params.inverter:q} --memory-mib $MEMORY_MIB"
         " --checkpoints {params.checkpoints}"
         " --output {output.weights} --card {output.card} --history {output.history}"
