@@ -41,19 +41,18 @@ class PositionParts(nn.Module):
     @torch.no_grad()
     def forward(self, gradient: torch.Tensor) -> torch.Tensor:
         """Return the parts."""
-        known = [self.get_buffer(f"position{number}") for number in range(len(self.slices))]
-        parts = _parts(gradient, self.slices, known)
+        inverses = [self.get_buffer(f"inverse{number}") for number in range(len(self.slices))]
+        parts = _parts(gradient, self.slices, inverses)
         return parts.sub_(self.mean).mul_(self.scale).clamp_(-LIMIT, LIMIT)
 
 
 def _parts(
-    gradient: torch.Tensor, slices: Sequence[slice], known: Sequence[torch.Tensor]
+    gradient: torch.Tensor, slices: Sequence[slice], inverses: Sequence[torch.Tensor]
 ) -> torch.Tensor:
     parts = []
-    for place, position in zip(slices, known, strict=True):
-        weight = gradient[:, place].unflatten(1, (-1, position.shape[1]))
-        solve = torch.linalg.solve(ridged(position @ position.T, RIDGE_INPUTS), position)
-        outputs = solve @ weight.transpose(1, 2)  # (b, T, outputs)
+    for place, inverse in zip(slices, inverses, strict=True):
+        weight = gradient[:, place].unflatten(1, (-1, inverse.shape[1]))
+        outputs = inverse @ weight.transpose(1, 2)  # (b, T, outputs)
         square = ridged(outputs @ outputs.transpose(1, 2), RIDGE_OUTPUTS)
         parts += [outputs, torch.linalg.solve(square, outputs @ weight)]
     return torch.cat(parts, dim=2)
@@ -80,11 +79,14 @@ def part_statistics(
         blocks: begins a pass over the sample, ``(m, p)`` float32 at a time.
     """
     places = [layout.slices[name] for name in positions]
-    known = [position.cpu() for position in positions.values()]
+    inverses = [
+        torch.linalg.solve(ridged(known @ known.T, RIDGE_INPUTS), known)
+        for known in (position.cpu() for position in positions.values())
+    ]
     total = 0
     first = second = torch.zeros((), dtype=torch.float64)
     for rows in blocks():
-        part = _parts(rows.cpu(), places, known).double()
+        part = _parts(rows.cpu(), places, inverses).double()
         total += len(part)
         first = first + part.sum(dim=0)
         second = second + part.square().sum(dim=0)
@@ -93,7 +95,7 @@ def part_statistics(
     varies = deviation > 1e-6 * deviation.mean()  # what hardly does stays at zero
     return {
         "places": torch.tensor([[place.start, place.stop] for place in places]),
-        **{f"position{number}": position for number, position in enumerate(known)},
+        **{f"inverse{number}": inverse for number, inverse in enumerate(inverses)},
         "mean": mean.float(),
         "scale": torch.where(varies, 1 / deviation.clamp_min(TINY), 0.0).float(),
     }

@@ -157,18 +157,16 @@ def _moments(
     from torch import nn
 
     device = next(network.parameters()).device
-    total: dict[str, list[torch.Tensor]] = {}
+    total: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
 
     def called(weight: str, entering: torch.Tensor) -> None:
         if entering.ndim != 3:
             return
-        entering = entering.float()
-        flat = entering.flatten(0, 1)
-        for place, part in enumerate((entering.sum(dim=0), flat.T @ flat / entering.shape[1])):
-            sums = total.setdefault(weight, [])
-            if place == len(sums):
-                sums.append(torch.zeros_like(part))
-            sums[place] += part
+        flat = entering.float().flatten(0, 1)
+        first, second = entering.float().sum(dim=0), flat.T @ flat / entering.shape[1]
+        if weight in total:
+            first, second = first + total[weight][0], second + total[weight][1]
+        total[weight] = first, second
 
     hooks = []
     for name, module in network.named_modules():
