@@ -472,6 +472,24 @@ def test_a_mixture_that_cannot_be_is_named(tmp_path):
     assert not (tmp_path / "chosen.safetensors").exists()
 
 
+@pytest.mark.parametrize("beta", [1.0, 0.5])
+def test_a_victim_in_the_auxiliary_set_is_named(tmp_path, beta):
+    first = prepared(tmp_path / "first.safetensors", numbered(200))
+    shifted = json.dumps([{"source": str(first), "classes": [3, 4]}]) if beta < 1 else "[]"
+    options = {"source": first, "classes": "[0, 1, 2]", "shifted": shifted, "beta": beta}
+    apart = prepared(tmp_path / "apart.safetensors", numbered(300, start=200))
+    drawn = auxiliary(tmp_path, **options, victims=apart).samples
+    # The last of the auxiliary set is the second of the victims, under another index.
+    value = numbered(3, start=700).value
+    value[1] = drawn.value[-1]
+    copied = Samples(value, np.zeros(3, dtype=np.int64), np.arange(3) + 40)
+    other = prepared(tmp_path / "other.safetensors", copied)
+    (tmp_path / "chosen.safetensors").unlink()
+    with pytest.raises(LTIError, match=rf"of index {drawn.index[-1]} is the victim of index 41 "):
+        auxiliary(tmp_path, **options, victims=other)
+    assert not (tmp_path / "chosen.safetensors").exists()
+
+
 METADATA = {"dataset": "photos", "part": "auxiliary", "seed": 1, "size": 6, "class_names": ["a"]}
 
 

@@ -82,6 +82,8 @@ def test_paper_values_only_where_the_setting_is_the_papers():
             metric_rows(18, paper_defense="sign"),
             metric_rows(17, defense="gauss", paper_defense=""),  # another sigma, say
             metric_rows(16, dataset="photos", paper_defense="sign"),
+            metric_rows(15, defense="none", paper_defense="none", aux_size=50_000),
+            metric_rows(14, defense="prune", paper_defense="prune", aux_size=5000),
         ],
         resamples=50,
     )
@@ -89,6 +91,8 @@ def test_paper_values_only_where_the_setting_is_the_papers():
     assert paper[["dataset", "defense", "metric", "paper"]].values.tolist() == [
         ["cifar10", "sign", "psnr", 18.986],
         ["cifar10", "sign", "ssim", 0.599],
+        ["cifar10", "none", "psnr", PAPER_NONE],
+        ["cifar10", "none", "ssim", PAPER_NONE],
     ]
 
 

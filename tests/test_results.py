@@ -25,7 +25,15 @@ def read(path: Path) -> pd.DataFrame:
     return pd.read_csv(path, keep_default_na=False, na_values=[""])
 
 
-SUMMARIES = {path.parent.name: read(path) for path in sorted(RESULTS.glob("*/summary.csv"))}
+SUMMARIES = {
+    path.parent.name: read(path) for path in sorted(RESULTS.glob("vision_cpu*/summary.csv"))
+}
+# What the curves of an ablation run along, with the points that all of them have at least.
+ABLATIONS = {
+    "ablation_size": ("aux_size", [500, 1000, 2500, 5000, 10_000, 25_000, 50_000]),
+    "ablation_beta": ("beta", [0, 0.01, 0.1, 0.25, 0.5, 0.75, 1]),
+}
+COMMITTED = [name for name in ABLATIONS if (RESULTS / name / "summary.csv").exists()]
 # A part of one attack has no others to compare with: `vision_cpu` has them all.
 SETTINGS = [
     (name, *setting)
@@ -102,3 +110,24 @@ def test_papers_values_stand_beside_ours(name):
             metric=row.metric,
         )
         assert row.paper == expected if expected is not None else pd.isna(row.paper)
+
+
+@pytest.mark.parametrize("name", COMMITTED)
+def test_ablations_are_whole_and_more_of_the_victims_kind_is_never_worse(name):
+    over, points = ABLATIONS[name]
+    summary = read(RESULTS / name / "summary.csv")
+    at = SUMMARY_COLUMNS.index("metric")
+    varied = ("aux_size", "beta", "seed")
+    assert tuple(summary.columns) == (*SUMMARY_COLUMNS[:at], *varied, *SUMMARY_COLUMNS[at:])
+    assert (summary.groupby(["defense", "metric", *varied]).size() == 1).all()
+    curves = read(RESULTS / name / "curves.csv")
+    for defense in DEFENSES:
+        curve = curves.query("defense == @defense and metric == 'psnr'").set_index("x")
+        assert curve.index.tolist() == points
+        assert curve["n"].min() >= 1000 and curve["seeds"].iloc[0] >= 3
+        # Up from end to end, beyond the intervals, and nowhere down by more than they allow.
+        assert curve["low"].iloc[-1] > curve["high"].iloc[0]
+        assert (curve["high"].to_numpy()[1:] > curve["low"].to_numpy()[:-1]).all()
+        # A point is the mean of its seeds.
+        seeds = summary.query("defense == @defense and metric == 'psnr'").groupby(over)["mean"]
+        assert curve["mean"].to_numpy() == pytest.approx(seeds.mean().to_numpy(), rel=1e-6)

@@ -22,6 +22,7 @@ __all__ = [
     "mix",
     "of_classes",
     "read_selection",
+    "refuse_victims",
     "select",
     "write_selection",
 ]
@@ -219,6 +220,33 @@ def mix(
         ),
         flag,
     )
+
+
+def refuse_victims(auxiliary: Samples, victims: Samples, *, what: str) -> None:
+    """Check that no image of the attacker is one of the victims', pixel for pixel.
+
+    Text is not checked: short sentences recur, and tables tell victims with a near copy apart
+    (:mod:`lti.data.near_copies`).
+
+    Args:
+        auxiliary: what the attacker has.
+        victims: everything that victims are drawn from.
+        what: names the victims in the message.
+
+    Raises:
+        LTIError: an image is in both.
+    """
+    if auxiliary.key != "image" or victims.key != "image":
+        return
+    place = {image.tobytes(): position for position, image in enumerate(victims.value)}
+    for image, index in zip(auxiliary.value, auxiliary.index, strict=True):
+        position = place.get(image.tobytes())
+        if position is not None:
+            raise LTIError(
+                f"auxiliary: the sample of index {index} is the victim of index "
+                f"{victims.index[position]} of {what}; expected no image in both. Draw the "
+                f"auxiliary set from other data."
+            )
 
 
 def write_selection(

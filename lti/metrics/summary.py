@@ -277,7 +277,10 @@ def _metric_rows(
         value = None
         if paper:
             known = {k: key[k] for k in ("dataset", "fl_model", "attack", "batch_size")}
-            value = paper_value(**known, defense=paper, metric=name)
+            size = key.get("aux_size", "")
+            value = paper_value(
+                **known, defense=paper, metric=name, aux_size=None if size == "" else int(size)
+            )
         yield {
             **key,
             "metric": name,

@@ -24,6 +24,9 @@ _DEFENSES: dict[str, dict[str, float]] = {
     "gauss": {"sigma": 0.1},
 }
 
+# Of the attacker: all training images.
+_AUXILIARY_SIZE = {"cifar10": 50_000}
+
 _Key = tuple[str, str, int, str, str, str]
 
 
@@ -44,17 +47,25 @@ def _values() -> dict[_Key, float]:
 
 
 def paper_value(
-    *, dataset: str, fl_model: str, batch_size: int, defense: str, attack: str, metric: str
+    *,
+    dataset: str,
+    fl_model: str,
+    batch_size: int,
+    defense: str,
+    attack: str,
+    metric: str,
+    aux_size: int | None = None,
 ) -> float | None:
     """Return what the paper reports for a cell, or None where it reports nothing.
 
     The defenses are the paper's own settings: pruning rate 0.99, Gaussian sigma 0.1. The
-    caller decides whether its setting is the same.
+    caller decides whether its setting is the same. An attack with an auxiliary set of another
+    size than the paper's has no value; ``aux_size`` is None for one without any.
 
     Source: supplementary Tables 1-3, which give PSNR (dB), LPIPS and SSIM on CIFAR10.
     """
     name = _PAPER_NAME.get(metric, metric)
-    if name is None:
+    if name is None or aux_size not in (None, _AUXILIARY_SIZE.get(dataset)):
         return None
     return _values().get((dataset, fl_model, int(batch_size), defense, attack, name))
 

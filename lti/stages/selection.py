@@ -51,6 +51,9 @@ def select_auxiliary(
         ),
     ] = "[]",
     beta: Annotated[float, typer.Option(help="Share of what is like the victims.")] = 1.0,
+    victims: Annotated[
+        Path | None, typer.Option(help="The prepared part that victims are drawn from.")
+    ] = None,
     of: Annotated[
         int | None,
         typer.Option(min=1, help="Samples of the larger set whose gradients are stored; none."),
@@ -63,7 +66,7 @@ def select_auxiliary(
 
     With a distribution shift a share ``beta`` of the set is from the source, and the rest in
     equal parts from what is shifted. With ``of`` it is the beginning of a set of so many samples,
-    whose digest is written beside it.
+    whose digest is written beside it. No image may be one of the victims'.
     """
     from lti.data.selection import mix, of_classes, read_selection
     from lti.progress import Progress
@@ -80,6 +83,7 @@ def select_auxiliary(
             size=size,
             seed=seed,
             classes=classes,
+            apart_from=victims,
             of=of,
             output=output,
             card=card,
@@ -97,6 +101,7 @@ def select_auxiliary(
     _check_pools(chosen, pools, read)
     prepared = read[source].metadata
     whole, flags = mix(pools[0], pools[1:], size=of or size, beta=beta, seed=seed)
+    _check_apart(whole, victims)
     samples, facts = _beginning(whole, size, of)
     flags = flags[:size]
     parts = [
@@ -151,6 +156,14 @@ def _check_pools(
             )
 
 
+def _check_apart(auxiliary: Samples, victims: Path | None) -> None:
+    """Refuse an auxiliary set that holds a victim."""
+    from lti.data.selection import read_selection, refuse_victims
+
+    if victims is not None:
+        refuse_victims(auxiliary, read_selection(victims).samples, what=str(victims))
+
+
 def select_victims(
     *,
     source: Source,
@@ -188,6 +201,7 @@ def _select(
     size: int,
     seed: int,
     classes: str,
+    apart_from: Path | None = None,
     of: int | None = None,
     include: str = "[]",
     tokenizer: Path | None = None,
@@ -216,6 +230,7 @@ def _select(
     whole = select(
         prepared.samples, size=of or size, seed=seed, classes=labels, include=first, what=what
     )
+    _check_apart(whole, apart_from)
     samples, facts = _beginning(whole, size, of)
     flags = np.ones(size, dtype=bool) if what == "auxiliary" else None
     metadata = {**prepared.metadata, "seed": seed, "size": size, **facts}

@@ -53,6 +53,8 @@ rule select_auxiliary:
     input:
         sources=sources_of_auxiliary(".safetensors"),
         cards=sources_of_auxiliary(".json"),
+        victims=victims_beside(".safetensors"),
+        victims_card=victims_beside(".json"),
         code=source_files("selection"),
     output:
         data=f"{AUXILIARY}.safetensors",
@@ -73,6 +75,7 @@ rule select_auxiliary:
     shell:
         "lti select-auxiliary --source {input.sources[0]} --size {params.size} --of {params.of} --seed {params.seed}"
         " --classes {params.classes:q} --shifted {params.shifted:q} --beta {params.beta}"
+        " --victims {input.victims}"
         " --output {output.data} --card {output.card} --log {log}"
 
 

@@ -33,6 +33,13 @@ def sources_of_auxiliary(suffix):
     ]
 
 
+def victims_beside(suffix):
+    """What the victims of an auxiliary set's attacker are drawn from."""
+    return lambda wildcards: fill(
+        PART, suffix, dataset=PLAN.pools_of(wildcards.auxiliary)[0][0], part="victims"
+    )
+
+
 def shifted_pools(wildcards, input):
     pools = PLAN.pools_of(wildcards.auxiliary)
     return canonical_json(
