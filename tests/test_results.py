@@ -122,12 +122,14 @@ def test_ablations_are_whole_and_more_of_the_victims_kind_is_never_worse(name):
     assert (summary.groupby(["defense", "metric", *varied]).size() == 1).all()
     curves = read(RESULTS / name / "curves.csv")
     for defense in DEFENSES:
-        curve = curves.query("defense == @defense and metric == 'psnr'").set_index("x")
+        curve = curves[(curves["defense"] == defense) & (curves["metric"] == "psnr")]
+        curve = curve.set_index("x")
         assert curve.index.tolist() == points
         assert curve["n"].min() >= 1000 and curve["seeds"].iloc[0] >= 3
         # Up from end to end, beyond the intervals, and nowhere down by more than they allow.
         assert curve["low"].iloc[-1] > curve["high"].iloc[0]
         assert (curve["high"].to_numpy()[1:] > curve["low"].to_numpy()[:-1]).all()
         # A point is the mean of its seeds.
-        seeds = summary.query("defense == @defense and metric == 'psnr'").groupby(over)["mean"]
-        assert curve["mean"].to_numpy() == pytest.approx(seeds.mean().to_numpy(), rel=1e-6)
+        psnr = summary[(summary["defense"] == defense) & (summary["metric"] == "psnr")]
+        mean = psnr.groupby(over)["mean"].mean()
+        assert curve["mean"].to_numpy() == pytest.approx(mean.to_numpy(), rel=1e-6)

@@ -279,6 +279,25 @@ def test_tokens_are_read_off_the_span(attacked_model, tmp_path, defense, batch_s
     assert torch.equal(loaded.invert(mean), found)
 
 
+def test_the_spans_own_weights_need_be_no_features(attacked_model, tmp_path):
+    model, network, token, _ = attacked_model
+    weights = TokenInputs.of(network, WORDS, WINDOW).weights
+    biases = "*Norm.bias" if model.name == "bert" else "*norm?.bias"
+    projection = PROJECTIONS.parse({"use": "select", "parameters": [*weights, biases]})
+    data, rows = attacked_data(attacked_model, tmp_path, DEFENSES["none"](), projection)
+    trained, _ = trained_for_text(data, tmp_path, epochs=4, features="others")
+    kept = trained.task.layout
+    expected = kept.total - sum(
+        kept.slices[name].stop - kept.slices[name].start for name in weights
+    )
+    assert 0 < trained.network.encoder.features.shared_width <= expected
+    assert (trained.invert(rows[200:])[:, 0] == token[200:]).float().mean() > 0.9
+    alone = PROJECTIONS.parse({"use": "select", "parameters": list(weights)})
+    data, _ = attacked_data(attacked_model, tmp_path / "alone", DEFENSES["none"](), alone)
+    with pytest.raises(LTIError, match="none is left for the network's features"):
+        trained_for_text(data, tmp_path, epochs=1, features="others")
+
+
 @pytest.mark.parametrize("batch_size", [1, 2])
 @pytest.mark.parametrize(
     "defense", [{"use": "prune", "rate": 0.99}, {"use": "gauss", "sigma": 0.01}]

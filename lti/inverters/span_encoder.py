@@ -41,11 +41,20 @@ class OtherParameters:
     Args:
         layout: of the whole gradients.
         starts: where the parameters to leave out begin.
+
+    Raises:
+        LTIError: none is left.
     """
 
     def __init__(self, layout: ParameterLayout, starts: Collection[int]) -> None:
         shape = dict(zip(layout.names, layout.shapes, strict=True))
         kept = {name: place for name, place in layout.slices.items() if place.start not in starts}
+        if not kept:
+            raise LTIError(
+                f"the projected gradient has the parameters {', '.join(layout.names)}, and none is "
+                f"left for the network's features; expected others too. Keep more of the gradient, "
+                f"or set the inverter's features to 'all'."
+            )
         self.layout = ParameterLayout(tuple(kept), tuple(shape[name] for name in kept))
         self._slices = list(kept.values())
         self._are_all = len(kept) == len(shape)
@@ -63,8 +72,9 @@ class SpanEncoder(nn.Module):
     The weights' gradients, stacked to ``(outputs, d)``, have the singular values
     ``s_1 >= s_2 >= ...`` and the right singular vectors ``q_1, q_2, ...``: the first ``rank`` of
     both are given, the values as ``log(s_k / s_1)``. The parts are those of
-    :class:`lti.inverters.position_parts.PositionParts`, and the features, of all other
-    parameters, those of :class:`lti.inverters.encoder.GradientEncoder`.
+    :class:`lti.inverters.position_parts.PositionParts`. The features are those of
+    :class:`lti.inverters.encoder.GradientEncoder`, of all other parameters; with
+    ``span_features``, of these weights too.
 
     Args:
         layout: of the gradients.
@@ -72,6 +82,7 @@ class SpanEncoder(nn.Module):
         inputs: d, of each of these layers.
         rank: how many.
         statistics: of the features.
+        span_features: whether the weights of these layers are among the features.
         parts: statistics of the parts; None: there are none.
     """
 
@@ -85,15 +96,16 @@ class SpanEncoder(nn.Module):
         inputs: int,
         rank: int,
         statistics: Mapping[str, torch.Tensor],
+        span_features: bool = True,
         parts: Mapping[str, torch.Tensor] | None = None,
     ) -> None:
         super().__init__()
         self.parts = PositionParts(parts) if parts else None
-        starts = {place.start for place in self.parts.slices} if self.parts else set()
-        self._others = OtherParameters(layout, starts)
-        self.features = GradientEncoder(self._others.layout, statistics, divide_by="parameter")
         self.register_buffer("places", places.clone())
         self.slices = [slice(*place) for place in places.tolist()]
+        without = (self.parts.slices if self.parts else []) + ([] if span_features else self.slices)
+        self._others = OtherParameters(layout, {place.start for place in without})
+        self.features = GradientEncoder(self._others.layout, statistics, divide_by="parameter")
         self.inputs, self.rank = inputs, min(rank, inputs)
 
     @property

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field
 
@@ -42,6 +42,14 @@ class TunedTextInverter(Inverter):
     hidden: int = Field(1024, ge=1, description="Width of the residual network.")
     dropout: float = Field(0.1, ge=0, lt=1, description="Share of hidden units dropped.")
     whitening: float = Field(0.0, ge=0, le=1, description="Power of the features' whitening.")
+    features: Literal["all", "others"] = Field(
+        "all",
+        description=(
+            "Of which weights the network sees every coordinate: all that the projection keeps and "
+            "no parts are of, or others than those of the layers that see single tokens, which are "
+            "many in large models."
+        ),
+    )
     spare: int = Field(
         8, ge=0, description="Directions of the span beyond one for each token of a batch."
     )
@@ -84,9 +92,8 @@ class TunedTextInverter(Inverter):
         parts: dict[str, torch.Tensor] = {}
         if sample.positions:
             parts = part_statistics(task.layout, sample.positions, gradients)
-        others = OtherParameters(
-            task.layout, {task.layout.slices[name].start for name in sample.positions}
-        )
+        without = [*sample.positions, *(inputs.weights if self.features == "others" else ())]
+        others = OtherParameters(task.layout, {task.layout.slices[name].start for name in without})
         features = encoder_statistics(
             others.layout,
             lambda: (others.of(gradient) for gradient in gradients()),
@@ -124,6 +131,7 @@ class TunedTextInverter(Inverter):
             inputs=token.shape[1],
             rank=batch * length + self.spare,
             statistics=under("encoder.features."),
+            span_features=self.features == "all",
             parts=under("encoder.parts."),
         )
         decoder = SpanDecoder(
