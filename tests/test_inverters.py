@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -13,10 +15,12 @@ from torch import nn
 from lti.checkpoint import Checkpoint
 from lti.compute import Compute
 from lti.data.photos import Photos
+from lti.data.samples import Samples
+from lti.data.selection import write_selection
 from lti.defenses import DEFENSES
 from lti.errors import LTIError
 from lti.files import write_arrays
-from lti.fl_models import attacked
+from lti.fl_models import FLTask, attacked, save_fl_model
 from lti.gradients.layout import ParameterLayout
 from lti.gradients.per_sample import per_sample_gradient_function
 from lti.gradients.store import StoreSettings, write_store
@@ -30,6 +34,8 @@ from lti.inverters.train import train_inverter
 from lti.inverters.trained import TrainedInverter
 from lti.progress import Progress
 from lti.seeding import derive_seed
+from lti.stages.gradients import compute_gradients
+from lti.stages.train import train_inverter as train_stage
 
 CPU = Compute(torch.device("cpu"), torch.float32)
 SAMPLES, HELD = 72, 8
@@ -545,3 +551,46 @@ def test_the_learning_rate_warms_up_and_falls_to_zero():
     factors = [factor(share) for share in shares]
     assert factors == sorted(factors, reverse=True)
     assert factors[-1] == pytest.approx(0, abs=1e-6) and factor(0.5) == pytest.approx(0.5)
+
+
+def test_another_size_of_a_shared_store_does_not_resume_what_was_cut_off(
+    tmp_path, lenet, monkeypatch
+):
+    random = np.random.default_rng(0)
+    samples = Samples(
+        random.integers(0, 256, (64, 3, 32, 32), dtype=np.uint8), np.arange(64) % 10, np.arange(64)
+    )
+    names = [f"class {label}" for label in range(10)]
+    facts = {"dataset": "x", "part": "auxiliary", "seed": 0, "class_names": names}
+    save_fl_model(tmp_path / "m.safetensors", tmp_path / "m.json", lenet.model, FLTask(10))
+    sizes = {size: tmp_path / f"{size}.safetensors" for size in (24, 64)}
+    for size, path in sizes.items():
+        of = {"of": 64, "of_digest": samples.digest} if size < 64 else {}
+        write_selection(path, samples.take(range(size)), metadata={**facts, "size": size, **of})
+    given = {"fl_model": tmp_path / "m.safetensors", "defense": '{"use": "none"}', "threads": 1}
+    store = {"manifest": tmp_path / "g.json"}
+    compute_gradients(auxiliary=sizes[64], output=tmp_path / "g.zarr", **given, **store)
+    settings = {"use": "tuned", "epochs": 3, "batch_size": 8, "hidden": 8, "use_mirrored": False}
+
+    def train(size, name, folder):
+        train_stage(
+            auxiliary=sizes[size],
+            gradients=tmp_path / "g.zarr",
+            inverter=json.dumps(settings),
+            checkpoints=tmp_path / folder,
+            output=tmp_path / name,
+            card=tmp_path / f"{name}.json",
+            history=tmp_path / f"{name}.csv",
+            **given,
+            **store,
+        )
+        return (tmp_path / name).read_bytes()
+
+    expected = train(64, "alone", "none")
+    # As if the smaller one had been killed at its end.
+    monkeypatch.setenv("LTI_CHECKPOINT_SECONDS", "0")
+    with monkeypatch.context() as killed:
+        killed.setattr(Checkpoint, "clear", lambda self: None)
+        train(24, "smaller", "left")
+    assert len(list((tmp_path / "left").iterdir())) == 1
+    assert train(64, "larger", "left") == expected

@@ -115,6 +115,7 @@ def train_inverter(
         "defense": defended.canonical(),
         "projection": projected.canonical(),
         "batch_size": batch_size,
+        "auxiliary": samples.digest,  # sets of several sizes share a store
         "gradients": store.digest,
         "code": source_digest(
             "train",
