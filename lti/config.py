@@ -16,6 +16,7 @@ from lti.config_checks import (
     report_problems,
     shift_problems,
     synthetic_problems,
+    tokenizer_problems,
     unknown,
 )
 from lti.data.dataset import DATASETS
@@ -243,6 +244,7 @@ def parse_config(values: Mapping[str, Any]) -> Config:
             attempt(lambda where=where, key=key: _check_identifier(where, key))
             attempt(lambda r=registry, s=settings, where=where: r.parse(s, where=where))
     problems += synthetic_problems(config)
+    problems += tokenizer_problems(config)
     for key, shift in config.shifts.items():
         attempt(lambda key=key: _check_identifier(f"shifts.{key}", key))
         problems += shift_problems(config, f"shifts.{key}", shift)

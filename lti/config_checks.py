@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from itertools import combinations
 from typing import TYPE_CHECKING, Any
 
 from lti.attacks import ATTACKS, Attack
@@ -10,6 +11,7 @@ from lti.attacks.base import as_list
 from lti.data.dataset import DATASETS, Dataset
 from lti.data.samples import Modality
 from lti.data.synthetic import SyntheticDataset
+from lti.data.text import TextDataset
 from lti.errors import LTIError
 from lti.fl_models import FL_MODELS
 from lti.inverters import INVERTERS, Inverter
@@ -25,6 +27,7 @@ __all__ = [
     "report_problems",
     "shift_problems",
     "synthetic_problems",
+    "tokenizer_problems",
     "unknown",
 ]
 
@@ -95,6 +98,15 @@ def synthetic_problems(config: Config) -> Iterator[str]:
         yield from unknown(f"datasets.{key}.of", dataset.of, known)
 
 
+def tokenizer_problems(config: Config) -> Iterator[str]:
+    """Check that data sets of text that take another's tokenizer name one that has its own."""
+    parsed = {k: data for k, data in _datasets(config) if isinstance(data, TextDataset)}
+    for key, dataset in parsed.items():
+        if dataset.tokenizer is not None:
+            known = [name for name, other in parsed.items() if other.tokenizer is None]
+            yield from unknown(f"datasets.{key}.tokenizer", dataset.tokenizer, known)
+
+
 def shift_problems(config: Config, where: str, shift: Shift) -> Iterator[str]:
     """Check that what is shifted is there, and shares no class with what is like the victims."""
     pools = [(None, shift.classes), *((pool.dataset, pool.classes) for pool in shift.shifted)]
@@ -132,6 +144,13 @@ def _shift_problems(config: Config, where: str, experiment: Experiment) -> Itera
             yield (
                 f"{where}.auxiliary.shift: got {auxiliary.shift!r} with {pool.dataset!r} of "
                 f"modality {other.modality}; allowed: {dataset.modality}"
+            )
+    names = [experiment.dataset, *(pool.dataset or experiment.dataset for pool in shift.shifted)]
+    for one, two in combinations(dict.fromkeys(names), 2):
+        if one in parsed and two in parsed and (shared := parsed[one].shared(parsed[two])):
+            yield (
+                f"{where}.auxiliary.shift: got {auxiliary.shift!r} with {one} and {two}, which "
+                f"both hold {shared}; allowed: data sets that share nothing"
             )
     for label in shift.classes or ():
         if not 0 <= label < dataset.num_classes:

@@ -16,6 +16,7 @@ from lti.auxiliary import AuxiliarySet, auxiliary_sets, population_id
 from lti.config import Config, Experiment, Victims
 from lti.data.dataset import DATASETS
 from lti.data.synthetic import SyntheticDataset
+from lti.data.text import TextDataset
 from lti.defenses import DEFENSES
 from lti.errors import LTIError
 from lti.files import canonical_json
@@ -279,6 +280,14 @@ class Plan:
         """Return the data set that a synthetic one imitates; None: it is read."""
         settings = self.datasets[dataset]
         return settings.of if isinstance(settings, SyntheticDataset) else None
+
+    def tokenizer_of(self, dataset: str) -> str | None:
+        """Return the data set whose tokenizer one of text takes; None: it takes none.
+
+        A synthetic one imitates samples of tokens, and images have none.
+        """
+        settings = self.datasets[dataset]
+        return (settings.tokenizer or dataset) if isinstance(settings, TextDataset) else None
 
     def victims_of(self, experiment: str) -> str:
         """Return the identifier of an experiment's victims."""

@@ -80,7 +80,7 @@ def test_windows_are_the_whole_slices_at_every_stride(n, length, stride):
 @functools.cache
 def docs_parts(stride: int | None = None) -> tuple[Tokenizer, dict[str, Samples]]:
     data = PythonDocs(stride=stride)
-    tokenizer = data.tokenizer()
+    tokenizer = data.own_tokenizer()
     return tokenizer, {part: data.load(part, tokenizer) for part in ("auxiliary", "victims")}
 
 
@@ -156,7 +156,7 @@ def test_the_tokenizer_and_the_auxiliary_part_do_not_depend_on_the_victims(monke
         for name, text in reversed(module.topics.items())  # nor on the order of the topics
     }
     monkeypatch.setattr(module, "topics", spoilt)
-    assert PythonDocs().tokenizer().to_str() == tokenizer.to_str()
+    assert PythonDocs().own_tokenizer().to_str() == tokenizer.to_str()
     assert_same(PythonDocs().load("auxiliary", tokenizer), parts["auxiliary"])
     assert not np.array_equal(
         PythonDocs().load("victims", tokenizer).value[:9], parts["victims"].value[:9]
@@ -187,7 +187,7 @@ def test_a_stride_and_a_vocabulary_are_settings(monkeypatch):
     assert len(half["auxiliary"]) > 1.9 * len(parts["auxiliary"])
     assert whole <= {window.tobytes() for window in half["auxiliary"].value}
     small = PythonDocs(vocabulary=300, length=8)
-    assert small.tokenizer().get_vocab_size() == 300
+    assert small.own_tokenizer().get_vocab_size() == 300
     assert small.load("victims").value.shape[1] == 8
     assert tokenizer.get_vocab_size() == 1024
     for wrong in ({"length": 1}, {"length": 65}, {"stride": 0}, {"vocabulary": 256}):
@@ -201,7 +201,7 @@ def test_a_python_without_its_help_texts_is_told(monkeypatch):
     monkeypatch.setitem(sys.modules, "pydoc_data", None)
     monkeypatch.delitem(sys.modules, "pydoc_data.topics", raising=False)
     with pytest.raises(LTIError, match=r"python-docs: .* has no module pydoc_data\.topics; .*Use"):
-        PythonDocs().tokenizer()
+        PythonDocs().own_tokenizer()
 
 
 def test_prose_is_kept_and_the_rest_is_not():
@@ -390,7 +390,7 @@ def test_what_is_no_tokenizer_is_refused(cola_mirror, tmp_path, content, monkeyp
     path = cola_mirror / "tokenizers/bert-base-uncased/tokenizer.json"
     path.write_bytes(content)
     with pytest.raises(LTIError, match=r"no tokenizer can be read .*Copy .* of google-bert/bert"):
-        DATASETS.parse({"use": "cola", "mirror": str(cola_mirror)}).tokenizer()
+        DATASETS.parse({"use": "cola", "mirror": str(cola_mirror)}).own_tokenizer()
     with pytest.raises(LTIError, match=r"no tokenizer can be read .*Delete it and run"):
         read_tokenizer(path)
     assert not (tmp_path / "pwned").exists()
@@ -400,10 +400,10 @@ def test_a_missing_or_other_tokenizer_is_named(cola_mirror, monkeypatch):
     data = DATASETS.parse({"use": "cola", "mirror": str(cola_mirror)})
     monkeypatch.setattr(cola, "VOCABULARY", 30_522)
     with pytest.raises(LTIError, match="11 tokens; expected the 30522 of google-bert"):
-        data.tokenizer()
+        data.own_tokenizer()
     (cola_mirror / "tokenizers/bert-base-uncased/tokenizer.json").unlink()
     with pytest.raises(LTIError, match=r"uncased/tokenizer\.json: no tokenizer can be read"):
-        data.tokenizer()
+        data.own_tokenizer()
 
 
 ROWS = ["", " = abc = \n", "", " de fg\n", "abcab", "\n"] * 5
@@ -576,7 +576,8 @@ def test_offline_without_a_source_each_message_names_the_ways(tmp_path):
         "wikitext.VOCABULARY = 0\n"
         "for name in ('cola', 'wikitext'):\n"
         "    data = DATASETS[name]()\n"
-        "    for read in (data.tokenizer, lambda: data.load('victims', Tokenizer(models.BPE()))):\n"
+        "    other = Tokenizer(models.BPE())\n"
+        "    for read in (data.own_tokenizer, lambda: data.load('victims', other)):\n"
         "        try: read()\n"
         "        except LTIError as error: print(error)\n"
     )
@@ -617,7 +618,7 @@ def test_an_unknown_part_is_refused(name):
 @needs_mirror
 def test_the_real_cola_has_the_sentences_of_the_papers_supplement():
     data = DATASETS.parse({"use": "cola", "mirror": str(MIRROR)})
-    tokenizer = data.tokenizer()
+    tokenizer = data.own_tokenizer()
     victims, auxiliary = data.load("victims", tokenizer), data.load("auxiliary", tokenizer)
     assert (len(auxiliary), len(victims)) == (8551, 1043)
     # Rows and texts of its Figure 5.
@@ -650,7 +651,7 @@ def test_the_real_wikitext_equals_an_independent_tokenisation():
 
     data = DATASETS.parse({"use": "wikitext", "mirror": str(MIRROR)})
     tokenizer = Tokenizer.from_file(str(MIRROR / "tokenizers/gpt2/tokenizer.json"))
-    assert data.tokenizer().to_str() == tokenizer.to_str()
+    assert data.own_tokenizer().to_str() == tokenizer.to_str()
     for part, split, count, rows in (
         ("auxiliary", "test", 18_308, 300),
         ("victims", "validation", 16_003, 3_760),

@@ -18,7 +18,14 @@ from pydantic import Field
 from lti.data.dataset import DATASETS, Part, check_part
 from lti.data.hub import MIRROR_VARIABLE, Home, from_environment, read_hub, read_mirror
 from lti.data.samples import Samples
-from lti.data.text import TextDataset
+from lti.data.text import (
+    TextDataset,
+    as_samples,
+    text_length,
+    token_stream,
+    unlabelled,
+    windows,
+)
 from lti.data.tokenizer import pretrained_tokenizer
 from lti.errors import LTIError
 
@@ -64,7 +71,9 @@ class Cola(TextDataset):
 
     A sample is [CLS], the sentence, [SEP], then [PAD] up to ``length`` tokens of
     bert-base-uncased; a longer sentence is cut and keeps its [SEP], as BERT does it. The
-    label is the judgment, ``index`` the row of the split.
+    label is the judgment, ``index`` the row of the split. With another tokenizer that does
+    not pad (GPT-2's), the sentences, each from a space on, follow each other and are cut into
+    windows; then the label is 0 and ``index`` the number of the window.
 
     From ``mirror``, else from the folder that ``LTI_DATA_MIRROR`` names, else from the
     Hugging Face hub or its local cache.
@@ -78,7 +87,7 @@ class Cola(TextDataset):
 
     class_names: ClassVar[tuple[str, ...]] = ("unacceptable", "acceptable")
 
-    def tokenizer(self) -> Tokenizer:
+    def own_tokenizer(self) -> Tokenizer:
         """Return that of bert-base-uncased, which pads and cuts to ``length``."""
         tokenizer = pretrained_tokenizer(TOKENIZER, mirror=self._mirror(), vocabulary=VOCABULARY)
         tokenizer.enable_truncation(self.length)
@@ -91,16 +100,23 @@ class Cola(TextDataset):
 
         Raises:
             LTIError: no source can be reached, or one is incomplete or damaged, or the
-                tokenizer pads or cuts to another length.
+                tokenizer is another data set's and not given, or pads or cuts to another
+                length.
         """
         check_part(part)
-        tokenizer = tokenizer or self.tokenizer()
+        tokenizer = self.tokenizer_or_own(tokenizer)
         mirror, split = self._mirror(), SPLITS[part]
         if mirror is None:
             rows = [read_hub(HOME, split, _decode)]
         else:
             rows = read_mirror(mirror, HOME, split, _decode)
-        encodings = tokenizer.encode_batch([text for sentences, _ in rows for text in sentences])
+        texts = [text for sentences, _ in rows for text in sentences]
+        if self.tokenizer is not None and tokenizer.padding is None:
+            length = text_length(tokenizer, length=self.length)
+            tokens = token_stream(tokenizer, [f" {text}" for text in texts])
+            value = as_samples(windows(tokens, length=length, stride=length), tokenizer)
+            return unlabelled(value, np.arange(len(value)))
+        encodings = tokenizer.encode_batch(texts)
         lengths = {len(encoding.ids) for encoding in encodings}
         if lengths != {self.length}:
             raise LTIError(

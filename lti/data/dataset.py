@@ -36,6 +36,13 @@ class Dataset(Settings):
         """
         return ""
 
+    def shared(self, other: Dataset) -> str:
+        """Return in a few words what this and another data set both hold; "": nothing known.
+
+        Parts of an auxiliary set must not share samples.
+        """
+        return "everything" if self == other else ""
+
     @abstractmethod
     def load(self, part: Part) -> Samples:
         """Return all samples of one part, always the same ones in the same order.

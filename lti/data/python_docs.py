@@ -19,9 +19,16 @@ from typing import TYPE_CHECKING, ClassVar
 import numpy as np
 from pydantic import Field
 
-from lti.data.dataset import DATASETS, Part, check_part
+from lti.data.dataset import DATASETS, Dataset, Part, check_part
 from lti.data.samples import Samples
-from lti.data.text import TextDataset, token_stream, unlabelled, windows
+from lti.data.text import (
+    TextDataset,
+    as_samples,
+    text_length,
+    token_stream,
+    unlabelled,
+    windows,
+)
 from lti.errors import LTIError
 
 if TYPE_CHECKING:
@@ -45,12 +52,20 @@ class PythonDocs(TextDataset):
 
     Paragraphs of prose (:func:`paragraphs`) of a topic are joined by line breaks and cut
     into consecutive windows; a window lies within one topic. Topics that share a paragraph
-    are in the same part (:func:`split_topics`), and a victim whose tokens occur anywhere in
-    the auxiliary part is left out.
+    are in the same part (:func:`split_topics`), whichever of them are chosen, and a victim
+    whose tokens occur anywhere in the auxiliary part is left out. With a tokenizer that adds
+    tokens to a sample ([CLS], [SEP]), a window is shorter by these, and they stand around it.
 
     ``index`` is the number of the window in its part, those that are left out counted. There
     is no class: the label is 0.
     """
+
+    topics: tuple[str, ...] | None = Field(
+        None,
+        min_length=1,
+        description="Topics, as `help` knows them, of which text is taken; null: all. Each is of "
+        "the auxiliary part or of the victims, always the same.",
+    )
 
     vocabulary: int = Field(
         1024, ge=257, le=65536, description="Tokens of the tokenizer, which is trained."
@@ -58,13 +73,13 @@ class PythonDocs(TextDataset):
     stride: int | None = Field(
         None,
         ge=1,
-        description="Tokens from one auxiliary window to the next; null: `length`. Victims do "
-        "not overlap.",
+        description="Tokens from one auxiliary window to the next; null: they follow each other. "
+        "Victims do not overlap.",
     )
 
     class_names: ClassVar[tuple[str, ...]] = ("text",)
 
-    def tokenizer(self) -> Tokenizer:
+    def own_tokenizer(self) -> Tokenizer:
         """Train a byte-level BPE on the auxiliary part; the same text gives the same one.
 
         Source: Sennrich et al. 2016, "Neural Machine Translation of Rare Words with Subword
@@ -81,33 +96,67 @@ class PythonDocs(TextDataset):
             show_progress=False,
         )
         with _one_thread():
-            tokenizer.train_from_iterator(_texts()["auxiliary"], trainer)
+            tokenizer.train_from_iterator(self._texts("auxiliary"), trainer)
         return tokenizer
 
     def load(self, part: Part, tokenizer: Tokenizer | None = None) -> Samples:
         """Return the windows of a part.
 
         Raises:
-            LTIError: this Python has no ``pydoc_data.topics``, or ``part`` is unknown.
+            LTIError: this Python has no ``pydoc_data.topics``, or none of these topics in
+                this part, the tokenizer is another data set's and not given, or ``part`` is
+                unknown.
         """
         check_part(part)
-        tokenizer = tokenizer or self.tokenizer()
-        texts = _texts()
-        streams = [token_stream(tokenizer, [text]) for text in texts[part]]
-        stride = (self.stride or self.length) if part == "auxiliary" else self.length
-        value = np.concatenate([self._windows(stream, stride) for stream in streams])
+        tokenizer = self.tokenizer_or_own(tokenizer)
+        length = text_length(tokenizer, length=self.length)
+        stride = (self.stride or length) if part == "auxiliary" else length
+
+        def cut(text: str, stride: int) -> np.ndarray:
+            return windows(token_stream(tokenizer, [text]), length=length, stride=stride)
+
+        value = np.concatenate([cut(text, stride) for text in self._texts(part)])
         index = np.arange(len(value))
         if part == "victims":
             known = {
                 window.tobytes()
-                for text in texts["auxiliary"]
-                for window in self._windows(token_stream(tokenizer, [text]), 1)
+                for text in _texts()["auxiliary"].values()
+                for window in cut(text, 1)
             }
             index = np.flatnonzero([window.tobytes() not in known for window in value])
-        return unlabelled(value[index], index)
+        return unlabelled(as_samples(value[index], tokenizer), index)
 
-    def _windows(self, tokens: np.ndarray, stride: int) -> np.ndarray:
-        return windows(tokens, length=self.length, stride=stride)
+    def _texts(self, part: Part) -> list[str]:
+        """Return the prose of each chosen topic of a part.
+
+        Raises:
+            LTIError: there is no such topic, or none of them is of the part.
+        """
+        texts = _texts()
+        if self.topics is None:
+            return list(texts[part].values())
+        known = sorted(name for names in texts.values() for name in names)
+        for name in self.topics:
+            if name not in known:
+                raise LTIError(
+                    f"topics: got {name!r}; expected topics of this Python's documentation: "
+                    f"{', '.join(known)}. Name these."
+                )
+        chosen = [text for name, text in texts[part].items() if name in self.topics]
+        if not chosen:
+            raise LTIError(
+                f"topics: got {', '.join(self.topics)}, none of which is of the part {part}; "
+                f"expected one or more of {', '.join(texts[part])}. Name one of them too."
+            )
+        return chosen
+
+    def shared(self, other: Dataset) -> str:
+        """Return the topics that are chosen of both."""
+        if not isinstance(other, PythonDocs):
+            return ""
+        if self.topics is None or other.topics is None:
+            return "all topics"
+        return ", ".join(sorted(set(self.topics) & set(other.topics)))
 
     def corpus(self, part: Part) -> str:
         """Return module and version of Python."""
@@ -171,8 +220,8 @@ def split_topics(topics: Mapping[str, list[str]]) -> dict[Part, list[str]]:
     return {"auxiliary": sorted(set(topics) - victims), "victims": sorted(victims)}
 
 
-def _texts() -> dict[Part, list[str]]:
-    """Return the prose of each topic of each part; a paragraph occurs once in a part."""
+def _texts() -> dict[Part, dict[str, str]]:
+    """Return the prose of each topic of each part, by name; a paragraph is once in a part."""
     try:
         source = importlib.import_module(MODULE).topics
     except ModuleNotFoundError:
@@ -182,14 +231,14 @@ def _texts() -> dict[Part, list[str]]:
             f"help texts out."
         ) from None
     topics = {name: paragraphs(text) for name, text in source.items()}
-    texts: dict[Part, list[str]] = {}
+    texts: dict[Part, dict[str, str]] = {}
     for part, names in split_topics(topics).items():
         seen: set[str] = set()
-        texts[part] = []
+        texts[part] = {}
         for name in names:
             fresh = [line for line in dict.fromkeys(topics[name]) if line not in seen]
             seen.update(fresh)
-            texts[part].append("\n".join(fresh))
+            texts[part][name] = "\n".join(fresh)
     return texts
 
 

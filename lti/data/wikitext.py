@@ -18,7 +18,14 @@ from lti.data.dataset import DATASETS, Part, check_part
 from lti.data.further import further_windows
 from lti.data.hub import MIRROR_VARIABLE, Home, from_environment, read_hub, read_mirror
 from lti.data.samples import Samples
-from lti.data.text import TextDataset, token_stream, unlabelled, windows
+from lti.data.text import (
+    TextDataset,
+    as_samples,
+    text_length,
+    token_stream,
+    unlabelled,
+    windows,
+)
 from lti.data.tokenizer import pretrained_tokenizer
 from lti.errors import LTIError
 from lti.seeding import numpy_generator
@@ -70,7 +77,7 @@ VOCABULARY = 50_257
 
 @DATASETS.register("wikitext", source="Merity et al. 2016, Pointer Sentinel Mixture Models")
 class WikiText(TextDataset):
-    """Windows of GPT-2's tokens of WikiText; victims are the validation split.
+    """Windows of tokens of WikiText, GPT-2's if no others; victims are the validation split.
 
     The auxiliary part is a random share of the windows of WikiText-103's train split from
     the Hugging Face hub or its local cache; where ``mirror`` is set or ``LTI_DATA_MIRROR``
@@ -79,10 +86,12 @@ class WikiText(TextDataset):
     The rows of a split, tokenised one by one as they are (``<unk>`` is three tokens), follow
     each other in their order. Nothing is left out: headings are text like any other, empty
     rows have no tokens. Windows go on from row to row and from article to article; the
-    tokens at the end that fill none are dropped. ``index`` is the number of a window among
-    all of its split: its first token is ``index`` times the stride. Windows of ``also`` that
-    begin elsewhere have the numbers after the last. There is no class: the
-    label is 0.
+    tokens at the end that fill none are dropped. With a tokenizer that adds tokens to a sample
+    ([CLS], [SEP]), a window is shorter by these, and they stand around it.
+
+    ``index`` is the number of a window among all of its split: its first token is ``index``
+    times the stride. Windows of ``also`` that begin elsewhere have the numbers after the
+    last. There is no class: the label is 0.
     """
 
     mirror: Path | None = Field(
@@ -97,19 +106,19 @@ class WikiText(TextDataset):
     stride: int | None = Field(
         None,
         ge=1,
-        description="Tokens from one auxiliary window to the next; null: `length`. Victims do "
-        "not overlap.",
+        description="Tokens from one auxiliary window to the next; null: they follow each other. "
+        "Victims do not overlap.",
     )
 
     also: tuple[str, ...] = Field(
         (),
         description="Texts that victims are windows of too, wherever they begin: as they stand in "
-        "the split, `length` tokens each.",
+        "the split, a window's tokens each.",
     )
 
     class_names: ClassVar[tuple[str, ...]] = ("text",)
 
-    def tokenizer(self) -> Tokenizer:
+    def own_tokenizer(self) -> Tokenizer:
         """Return that of GPT-2; windows need no padding."""
         return pretrained_tokenizer(TOKENIZER, mirror=self._mirror(), vocabulary=VOCABULARY)
 
@@ -121,15 +130,17 @@ class WikiText(TextDataset):
 
         Raises:
             LTIError: no source can be reached, or one is incomplete or damaged, the
-                tokenizer has another vocabulary, or ``also`` is not in the victims' split.
+                tokenizer is another data set's and not given or, without that setting, has
+                another vocabulary than GPT-2's, or ``also`` is not in the victims' split.
         """
         check_part(part)
-        tokenizer = tokenizer or self.tokenizer()
-        if tokenizer.get_vocab_size() != VOCABULARY:
+        tokenizer = self.tokenizer_or_own(tokenizer)
+        if self.tokenizer is None and tokenizer.get_vocab_size() != VOCABULARY:
             raise LTIError(
                 f"wikitext: a tokenizer of {tokenizer.get_vocab_size()} tokens; expected GPT-2's "
                 f"{VOCABULARY}. Give the file of `lti prepare-tokenizer` for this data set."
             )
+        length = text_length(tokenizer, length=self.length)
 
         def decode(batches: Iterator[pa.Table], count: int) -> np.ndarray:
             return np.concatenate([token_stream(tokenizer, _rows(batch)) for batch in batches])
@@ -140,16 +151,16 @@ class WikiText(TextDataset):
             tokens = read_hub(home, split, decode)
         else:
             tokens = np.concatenate(read_mirror(mirror, home, split, decode))
-        stride = (self.stride or self.length) if part == "auxiliary" else self.length
-        value = windows(tokens, length=self.length, stride=stride)
+        stride = (self.stride or length) if part == "auxiliary" else length
+        value = windows(tokens, length=length, stride=stride)
         if part == "victims" and self.also:
-            further = further_windows(tokens, self.also, tokenizer, length=self.length)
+            further = further_windows(tokens, self.also, tokenizer, length=length)
             value = np.concatenate([value, further])
         index = np.arange(len(value))
         if split == "train":
             drawn = numpy_generator(self.seed, "wikitext", "share").random(len(value))
             index = np.flatnonzero(drawn < self.share)
-        return unlabelled(value[index], index)
+        return unlabelled(as_samples(value[index], tokenizer), index)
 
     def corpus(self, part: Part) -> str:
         """Return the split, and how much of it."""

@@ -8,11 +8,9 @@ def fill(pattern, suffix, **wildcards):
 
 
 def tokenizer_of(dataset):
-    """The tokenizer of a data set of text; none of images."""
-    is_text = (
-        PLAN.datasets[dataset].modality == "text" and PLAN.imitated_by(dataset) is None
-    )
-    return [TOKENIZER.format(dataset=dataset)] if is_text else []
+    """The tokenizer of a data set of text that is read; none of others."""
+    of = PLAN.tokenizer_of(dataset)
+    return [] if of is None else [TOKENIZER.format(dataset=of)]
 
 
 def imitated(suffix):
@@ -60,7 +58,7 @@ def tokenizer_of_included(wildcards):
     """What finds victims that are included by their text; nothing where none are."""
     dataset, victims = PLAN.victims[wildcards.victims]
     if any(isinstance(entry, str) for entry in victims.include):
-        return [TOKENIZER.format(dataset=dataset)]
+        return tokenizer_of(dataset)
     return []
 
 

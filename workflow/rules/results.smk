@@ -228,8 +228,8 @@ rule draw_texts:
     input:
         victims=victims_of_experiment(".safetensors"),
         victims_card=victims_of_experiment(".json"),
-        tokenizer=lambda wildcards: TOKENIZER.format(
-            dataset=PLAN.experiment(wildcards.experiment).dataset
+        tokenizer=lambda wildcards: tokenizer_of(
+            PLAN.experiment(wildcards.experiment).dataset
         ),
         fl_model_card=fl_model_for(
             ".json", lambda wildcards: PLAN.experiment(wildcards.experiment).dataset
