@@ -30,7 +30,8 @@ from lti.fl_models import FL_MODELS, FLTask, attacked
 from lti.gradients.layout import ParameterLayout
 from lti.gradients.per_sample import per_sample_gradient_function
 from lti.gradients.store import StoreSettings, write_store
-from lti.inverters import INVERTERS, Inverter
+from lti.inverters import INVERTERS
+from lti.inverters.base import NetworkInverter
 from lti.inverters.inputs import AuxiliaryData
 from lti.inverters.train import train_inverter
 from lti.progress import Progress
@@ -138,10 +139,10 @@ def timer(calls: list[Callable[[], torch.Tensor]], compute: Compute) -> Callable
     return run
 
 
-def preset(options: argparse.Namespace) -> Inverter:
+def preset(options: argparse.Namespace) -> NetworkInverter:
     """Return the inverter's settings."""
     given = {"hidden": options.hidden, "batch_size": options.batch_size}
-    return INVERTERS.parse(
+    settings = INVERTERS.parse(
         {
             "use": options.preset,
             "epochs": options.epochs,
@@ -149,6 +150,8 @@ def preset(options: argparse.Namespace) -> Inverter:
             **{key: value for key, value in given.items() if value is not None},
         }
     )
+    assert isinstance(settings, NetworkInverter)  # the parser knows no other
+    return settings
 
 
 def main() -> None:

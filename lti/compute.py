@@ -17,7 +17,7 @@ from lti.errors import LTIError
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["Compute", "acquire", "matmul_dtype", "memory_budget"]
+__all__ = ["Compute", "acquire", "matmul_dtype", "memory_budget", "peak_memory_mib"]
 
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # glibc's malloc.h
 
@@ -101,6 +101,17 @@ def memory_budget(device: torch.device, memory_mib: float) -> int:
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0] // 2
     return int(memory_mib * 2**20)
+
+
+def peak_memory_mib(compute: Compute) -> float:
+    """Return the most memory that this process had, in MiB: of its GPU, or of the host."""
+    if compute.device.type == "cuda":
+        import torch
+
+        return torch.cuda.max_memory_allocated(compute.device) / 2**20
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
 def _cpu_has_native_bf16() -> bool:

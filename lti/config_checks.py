@@ -184,23 +184,25 @@ def report_problems(config: Config, where: str, report: Report) -> Iterator[str]
             yield f"{where}.experiments[{number}]: got {name!r} again; expected each once"
 
 
-def _inverters(config: Config, experiment: Experiment) -> Iterator[tuple[str, Inverter]]:
-    """Yield the inverters of an experiment's cells whose settings are right, by identifier."""
+def _inverters(config: Config, experiment: Experiment) -> Iterator[tuple[str, Inverter, int]]:
+    """Yield the inverters of an experiment's cells whose settings are right.
+
+    Each with its identifier and the largest B that it is used for.
+    """
     cells: list[dict[str, Any]] = [
         {"fl_model": fl_model, "batch_size": batch_size, "defense": defense}
         for fl_model in experiment.fl_models
         for batch_size in experiment.batch_sizes
         for defense in experiment.defenses
     ]
-    named: set[Any] = {
-        getattr(attack.on(**cell), "inverter", None)
-        for key, attack in parsed_attacks(config)
-        if key in experiment.attacks
-        for cell in cells
-    }
-    for name in sorted(named & set(config.inverters)):
+    named: dict[Any, int] = {}
+    for key, attack in parsed_attacks(config):
+        for cell in cells if key in experiment.attacks else []:
+            name = getattr(attack.on(**cell), "inverter", None)
+            named[name] = max(cell["batch_size"], named.get(name, 1))
+    for name in sorted(set(named) & set(config.inverters)):
         try:
-            yield name, INVERTERS.parse(config.inverters[name])
+            yield name, INVERTERS.parse(config.inverters[name]), named[name]
         except LTIError:
             continue  # said of the inverter itself
 
@@ -208,7 +210,12 @@ def _inverters(config: Config, experiment: Experiment) -> Iterator[tuple[str, In
 def _inverter_problems(config: Config, where: str, experiment: Experiment) -> Iterator[str]:
     """Inverters must make what the data set holds, and find the mirrored images they ask for."""
     modality = _modality(config, experiment)
-    for name, inverter in _inverters(config, experiment):
+    for name, inverter, batch_size in _inverters(config, experiment):
+        if inverter.single and batch_size > 1:
+            yield (
+                f"{where}.attacks: got one with inverters.{name} where B = {batch_size}; allowed: "
+                f"an inverter for client batches of several samples"
+            )
         if modality not in (None, inverter.modality):
             yield (
                 f"{where}.attacks: got one with inverters.{name}, which makes samples of modality "

@@ -310,7 +310,7 @@ class Plan:
 
     def curve_note(self, experiment: str) -> str:
         """Return how long the inverters behind an experiment's curves are trained, in words."""
-        lengths: dict[tuple[int | None, int, int | None], None] = {}
+        notes: dict[str, None] = {}
         for cell in self.cells(experiment):
             attack = self.attack_on(
                 cell.attack.partition("@")[0],
@@ -319,13 +319,7 @@ class Plan:
                 defense=cell.defense,
             )
             if (name := getattr(attack, "inverter", None)) is not None:
-                chosen = self.inverters[name]
-                lengths[chosen.steps, chosen.epochs, chosen.patience] = None
-        notes = []
-        for steps, epochs, patience in lengths:
-            length = f"{steps:,} steps at every point" if steps else f"{epochs} epochs"
-            stop = f", or until {patience:,} bring no lower held-out loss" if patience else ""
-            notes.append(f"Trained for {length}{stop}; the epoch best on held-out data is kept.")
+                notes[self.inverters[name].length] = None
         return " ".join(notes)
 
     def modality_of(self, experiment: str) -> Modality:

@@ -6,6 +6,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pydantic import ValidationError
 from torch import nn
 
 from lti.compute import Compute
@@ -266,6 +267,31 @@ def test_selection_keeps_the_matching_parameters_as_they_are():
     assert torch.equal(kept[:, block.weight], gradient[:, 9:15])
     with pytest.raises(LTIError, match=r"'fc\.\*', which matches no parameter; there are conv\.w"):
         PROJECTIONS["select"](parameters=["fc.*"]).project(gradient, layout=layout)
+
+
+def test_selection_keeps_a_share_of_the_coordinates_drawn_from_the_seed():
+    layout = ParameterLayout(
+        ("a.conv.weight", "b.conv.weight", "b.norm", "c.weight"), ((40,), (10, 10), (2,), (3,))
+    )
+    settings = {"parameters": ["a.*", "b.*"], "shares": {"b.conv*": 0.3, "*conv*": 0.5}}
+    selection = PROJECTIONS["select"](**settings)
+    gradient = torch.arange(145.0)[None]
+    kept = selection.project(gradient, layout=layout)[0].int().tolist()
+    assert selection.layout(layout).names == layout.names[:3]
+    assert selection.layout(layout).shapes == ((20,), (30,), (2,))
+    assert kept == sorted(set(kept)) and len(kept) == selection.layout(layout).total == 52
+    assert [sum(place < 40 for place in kept), sum(40 <= place < 140 for place in kept)] == [20, 30]
+    assert kept[-2:] == [140, 141]
+    # The same draw every time, alone or beside others; another seed's is another.
+    parts = layout.split(torch.cat([gradient, -gradient]))
+    again = PROJECTIONS["select"](**settings).project_parts(parts, layout=layout)
+    assert torch.equal(again[1], -torch.tensor(kept).float())
+    other = PROJECTIONS["select"](**settings, seed=1).project(gradient, layout=layout)[0]
+    assert other.int().tolist() != kept and len(other) == 52
+    with pytest.raises(LTIError, match=r"select\.shares: got 'c\*', which matches no parameter; t"):
+        PROJECTIONS["select"](parameters=["b.*"], shares={"c*": 0.5}).layout(layout)
+    with pytest.raises(ValidationError):
+        PROJECTIONS["select"](parameters=["b.*"], shares={"b*": 1.5})
 
 
 def principal(**settings):

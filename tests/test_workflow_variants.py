@@ -18,11 +18,13 @@ def checkout(tmp_path_factory) -> Checkout:
     tiny = CONFIG["experiments"]["tiny"]
     checkout.configure(
         {
-            "projections": {"few": FEW},
+            "projections": {"few": FEW, "whole": {"use": "identity"}},
             "attacks": {
                 "lti": {**CONFIG["attacks"]["lti"], "projection": "few"},
                 "nearest": {"use": "nearest", "projection": "few"},
+                "lti-kernel": {"use": "lti", "inverter": "kernel", "projection": "whole"},
             },
+            "inverters": {**CONFIG["inverters"], "kernel": {"use": "kernel"}},
             "experiments": {
                 "tiny": {**tiny, "attacks": ["lti", "nearest"]},
                 "shifted": {
@@ -37,6 +39,7 @@ def checkout(tmp_path_factory) -> Checkout:
                     "attacks": ["lti"],
                     "variations": [{"size": [48, 160]}],
                 },
+                "solved": {**tiny, "defenses": ["sign", "gauss"], "attacks": ["lti-kernel"]},
                 "pairs": {**tiny, "attacks": ["lti"], "batch_sizes": [2], "defenses": ["sign"]},
             },
             "datasets": {
@@ -52,7 +55,7 @@ def checkout(tmp_path_factory) -> Checkout:
             "reports": {"both": {"title": "Both", "experiments": ["tiny", "pairs"]}},
         }
     )
-    checkout.run("both", "shifted", "sizes")
+    checkout.run("both", "shifted", "sizes", "solved")
     return checkout
 
 
@@ -63,7 +66,9 @@ def test_every_stage_uses_what_was_fitted(checkout):
     ]
     for batch_size, defenses in ((1, {"sign", "gauss"}), (2, {"sign"})):
         observed = checkout.results / f"observations/{VICTIMS}/lenet/b{batch_size}"
-        assert [path.name for path in observed.iterdir()] == [f"few@{AUXILIARY}"]
+        whole = ["whole"] if batch_size == 1 else []  # of `solved`
+        names = sorted(path.name for path in observed.iterdir())
+        assert names == [f"few@{AUXILIARY}", *whole]
         stores = (observed / f"few@{AUXILIARY}").glob("*.zarr")
         assert {store.stem for store in stores} == defenses
     assert checkout.planned("both") == []
@@ -114,6 +119,17 @@ def test_sets_of_several_sizes_begin_alike_and_share_a_store(checkout):
     whole = pd.read_csv(checkout.results / "experiments/tiny/summary.csv")
     whole = whole.query("defense == 'gauss' and attack == 'lti'")["mean"].tolist()
     assert summary.query("aux_size == 160")["mean"].tolist() == whole
+
+
+def test_an_inverter_that_is_solved_for_reconstructs_more_than_the_mean_image(checkout):
+    summary = pd.read_csv(checkout.results / "experiments/solved/summary.csv")
+    found = summary.query("metric == 'mse'").set_index("defense")["mean"]
+    victims = read_selection(checkout.results / f"data/victims/{VICTIMS}.safetensors").samples
+    auxiliary = read_selection(checkout.results / f"data/auxiliary/{AUXILIARY}.safetensors").samples
+    mean = auxiliary.value.mean(axis=0) / 255
+    floor = ((victims.value / 255 - mean) ** 2).mean()
+    assert found["sign"] < 0.9 * floor and found["gauss"] < 0.97 * floor  # of 160 photographs
+    assert checkout.planned("solved") == []
 
 
 def test_a_report_has_the_rows_of_its_experiments(checkout):

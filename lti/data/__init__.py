@@ -1,8 +1,9 @@
 """Data sets, and the selections from them that an experiment uses."""
 
 from lti.data.dataset import DATASETS, Dataset, Part
+from lti.data.mixture import mix
 from lti.data.samples import IMAGE_SHAPE, Modality, Samples, as_input, to_float
-from lti.data.selection import Selection, mix, read_selection, select, write_selection
+from lti.data.selection import Selection, read_selection, select, write_selection
 
 __all__ = [
     "DATASETS",

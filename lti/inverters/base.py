@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field
 
@@ -16,12 +16,17 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
+    from lti.checkpoint import Checkpoint
+    from lti.compute import Compute
     from lti.gradients.layout import ParameterLayout
     from lti.inverters.head import ClassifierHead
+    from lti.inverters.inputs import AuxiliaryData
     from lti.inverters.network import InverterNetwork
     from lti.inverters.token_inputs import TokenInputs
+    from lti.inverters.trained import TrainedInverter
+    from lti.progress import Progress
 
-__all__ = ["INVERTERS", "Inverter", "Task", "TrainingSample"]
+__all__ = ["INVERTERS", "Inverter", "NetworkInverter", "Task", "TrainingSample"]
 
 
 @dataclass(frozen=True)
@@ -57,12 +62,11 @@ class TrainingSample:
 
 
 class Inverter(Settings):
-    """Base of all inverters (presets): architecture and training settings.
+    """Base of all inverters (presets): what they are made of, and how they are fitted.
 
-    ``network`` returns a module of two parts with their statistics as buffers: ``encoder``
-    maps ``(b, p)`` float32 gradients and their labels to ``(b, k)`` inputs, is fixed, and may
-    be applied once and for all where nothing is random; ``decoder``, a
-    :class:`lti.inverters.network.Decoder`, maps those to samples and is trained.
+    ``network`` returns a module of two parts: ``encoder`` maps ``(b, p)`` float32 gradients and
+    their labels to ``(b, k)`` inputs, and is fixed; ``decoder``, a
+    :class:`lti.inverters.network.Decoder`, maps those to samples and is fitted to auxiliary data.
     """
 
     modality: ClassVar[Modality] = "image"
@@ -75,7 +79,66 @@ class Inverter(Settings):
     """Whether output i of a batch is of label i; otherwise any order will do. Labels are then
     needed where B > 1."""
 
-    seed: int = Field(0, description="Root seed of weights, order, noise and dropout.")
+    single: ClassVar[bool] = False
+    """Whether it takes client batches of one sample alone."""
+
+    seed: int = Field(0, description="Root seed of all random draws.")
+    use_mirrored: bool = Field(False, description="Also learn from mirrored images.")
+    holdout: float = Field(
+        0.02, gt=0, lt=1, description="Share of the auxiliary set that is kept for measuring."
+    )
+
+    @abstractmethod
+    def network(self, task: Task, statistics: Mapping[str, torch.Tensor]) -> InverterNetwork:
+        """Return the network with these statistics.
+
+        ``statistics`` may hold more (a whole ``state_dict``, when a fitted network is read); only
+        the buffers are used, and their shapes.
+        """
+
+    @abstractmethod
+    def fit(
+        self,
+        data: AuxiliaryData,
+        *,
+        compute: Compute,
+        checkpoint: Checkpoint,
+        progress: Progress,
+        memory_mib: float,
+    ) -> tuple[TrainedInverter, list[dict[str, Any]]]:
+        """Fit the decoder to auxiliary data.
+
+        Args:
+            data: the auxiliary set with its stored gradients.
+            compute: where to run.
+            checkpoint: state for resuming, where there is any.
+            progress: told of every step.
+            memory_mib: host memory for training rows.
+
+        Returns:
+            the inverter, and a record (:data:`lti.inverters.train.HISTORY`) for each epoch.
+
+        Raises:
+            LTIError: store and auxiliary set do not fit, or what this inverter says.
+        """
+
+    @property
+    @abstractmethod
+    def length(self) -> str:
+        """How long it is fitted, in a few words for captions."""
+
+    def memory_mib(self, samples: int) -> float:
+        """Return the memory, in MiB, that fitting to so many samples takes besides their rows."""
+        return 4000.0
+
+
+class NetworkInverter(Inverter):
+    """Base of inverters that are trained step by step.
+
+    Statistics are the network's buffers. The encoder may be applied once and for all where
+    nothing is random.
+    """
+
     epochs: int = Field(ge=1, description="Passes over the auxiliary set.")
     steps: int | None = Field(
         None, ge=1, description="Steps of the optimizer in place of epochs; null: epochs."
@@ -100,11 +163,7 @@ class Inverter(Settings):
 
     @abstractmethod
     def network(self, task: Task, statistics: Mapping[str, torch.Tensor]) -> InverterNetwork:
-        """Return the network with these statistics and initial weights.
-
-        The weights are drawn from torch's global stream. ``statistics`` may hold more (a
-        whole ``state_dict``, when a trained network is read); only the buffers are used.
-        """
+        """Return the network (see :class:`Inverter`), its weights from torch's global stream."""
 
     @abstractmethod
     def optimizer(self, parameters: Iterator[nn.Parameter]) -> torch.optim.Optimizer:
@@ -114,10 +173,39 @@ class Inverter(Settings):
     def learning_rate_factor(self, progress: float) -> float:
         """Return the factor on the peak learning rate after a share of training in [0, 1)."""
 
+    def fit(
+        self,
+        data: AuxiliaryData,
+        *,
+        compute: Compute,
+        checkpoint: Checkpoint,
+        progress: Progress,
+        memory_mib: float,
+    ) -> tuple[TrainedInverter, list[dict[str, Any]]]:
+        """Train the network: :func:`lti.inverters.train.train_inverter`."""
+        from lti.inverters.train import train_inverter
+
+        return train_inverter(
+            self,
+            data,
+            compute=compute,
+            checkpoint=checkpoint,
+            progress=progress,
+            memory_mib=memory_mib,
+        )
+
+    @property
+    def length(self) -> str:
+        """Steps or epochs, and when training stops."""
+        length = f"{self.steps:,} steps at every point" if self.steps else f"{self.epochs} epochs"
+        stop = f", or until {self.patience:,} bring no lower held-out loss" if self.patience else ""
+        return f"Trained for {length}{stop}; the epoch best on held-out data is kept."
+
 
 INVERTERS: Registry[Inverter] = Registry(
     "inverters",
     modules={
+        "kernel": "lti.inverters.kernel",
         "paper": "lti.inverters.paper",
         "paper-text": "lti.inverters.paper_text",
         "tuned": "lti.inverters.tuned",

@@ -12,9 +12,11 @@ from torch import nn
 
 from lti.compute import Compute, memory_budget
 from lti.data.samples import as_input
+from lti.errors import LTIError
 from lti.gradients.batches import TrainingRows
-from lti.inverters.base import Inverter, TrainingSample
+from lti.inverters.base import Inverter, NetworkInverter, Task, TrainingSample
 from lti.inverters.head import ClassifierHead
+from lti.inverters.network import Decoder
 from lti.inverters.token_inputs import TokenInputs
 from lti.projections import Projection
 from lti.projections.identity import Identity
@@ -25,11 +27,19 @@ if TYPE_CHECKING:
     from lti.gradients.layout import ParameterLayout
     from lti.gradients.store import GradientStore
 
-__all__ = ["AuxiliaryData", "TrainingInputs", "held_out_inputs", "statistics_sample", "targets"]
+__all__ = [
+    "AuxiliaryData",
+    "TrainingInputs",
+    "held_out_error",
+    "held_out_inputs",
+    "statistics_sample",
+    "targets",
+]
 
 SAMPLE_ROWS = 8192  # for the fixed statistics of the encoder and the decoder
 HEAD_SAMPLES = 4096  # on which the FL model's last layer is measured
 ENCODE_ROWS = 512  # encoded at once; bounds the memory
+EVALUATE_ROWS = 1024  # decoded at once
 
 
 @dataclass(frozen=True)
@@ -58,6 +68,38 @@ class AuxiliaryData:
     """Number of tokens; None: images."""
     stored: int | None = None
     """Samples whose gradients are stored: these and others behind them; None: these."""
+
+    @property
+    def task(self) -> Task:
+        """What goes into an inverter's network and what comes out."""
+        return Task(
+            self.projection.layout(self.layout),
+            tuple(self.value.shape[1:]),
+            self.batch_size,
+            self.classes,
+            self.vocabulary,
+        )
+
+    def split(self, holdout: float) -> tuple[range, range]:
+        """Return the samples to learn from, and the last ones, a share that is held out.
+
+        Raises:
+            LTIError: too few samples, or a store of other ones.
+        """
+        samples = len(self.value)
+        stored = self.stored or samples
+        if self.store.n_rows != stored * self.views:
+            raise LTIError(
+                f"{self.store.path}: {self.store.n_rows} rows for {stored} samples in {self.views} "
+                f"views; expected {stored * self.views}. Delete it and run the same command again."
+            )
+        held = max(8, self.batch_size, round(samples * holdout))
+        if samples - held < self.batch_size:
+            raise LTIError(
+                f"{samples} auxiliary samples; expected at least {held + self.batch_size}. Use "
+                f"more."
+            )
+        return range(samples - held), range(samples - held, samples)
 
     def observe(self, rows: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
         """Return what a server would receive, projected, of client batches.
@@ -221,7 +263,9 @@ def _first_views(
         rest = index[whole:], rows[whole:]
 
 
-def statistics_sample(settings: Inverter, data: AuxiliaryData, samples: int) -> TrainingSample:
+def statistics_sample(
+    settings: NetworkInverter, data: AuxiliaryData, samples: int
+) -> TrainingSample:
     """Draw what the network's fixed statistics are taken from; gradients and samples apart."""
     order = torch.randperm(samples, generator=torch_generator(settings.seed, "statistics"))
     # The auxiliary set is in random order: its beginning is a random sample.
@@ -280,3 +324,12 @@ def held_out_inputs(
         encoded.append(encoder(gradient, data.labels(grouped)).to(dtype))
         target.append(targets(data.value, index, data.views).unflatten(0, grouped.shape))
     return torch.cat(encoded), torch.cat(target).to(compute.device)
+
+
+@torch.no_grad()
+def held_out_error(decoder: Decoder, held_out: tuple[torch.Tensor, torch.Tensor]) -> float:
+    """Return a decoder's mean error on held-out inputs and samples."""
+    total = 0.0
+    for inputs, target in zip(*(part.split(EVALUATE_ROWS) for part in held_out), strict=True):
+        total += float(decoder.error(inputs, target).sum())
+    return total / len(held_out[1])

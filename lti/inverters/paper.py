@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from pydantic import Field
 
-from lti.inverters.base import INVERTERS, Inverter, Task, TrainingSample
+from lti.inverters.base import INVERTERS, NetworkInverter, Task, TrainingSample
 
 if TYPE_CHECKING:
     import torch
@@ -20,7 +20,7 @@ __all__ = ["PaperInverter"]
 
 
 @INVERTERS.register("paper", source="Wu et al. 2023, public code: vision")
-class PaperInverter(Inverter):
+class PaperInverter(NetworkInverter):
     """Three linear layers on the raw gradient, ReLU, Adam; all samples of a batch at once.
 
     The defaults are those for LeNet, B = 1. LeNet, B = 4: ``hidden`` 10000, ``epochs`` 5000.

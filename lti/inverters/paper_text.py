@@ -9,7 +9,7 @@ from pydantic import Field
 
 from lti.data.samples import Modality
 from lti.errors import LTIError
-from lti.inverters.base import INVERTERS, Inverter, Task, TrainingSample
+from lti.inverters.base import INVERTERS, NetworkInverter, Task, TrainingSample
 
 if TYPE_CHECKING:
     import torch
@@ -21,7 +21,7 @@ __all__ = ["PaperTextInverter"]
 
 
 @INVERTERS.register("paper-text", source="Wu et al. 2023, public code: language")
-class PaperTextInverter(Inverter):
+class PaperTextInverter(NetworkInverter):
     """Three linear layers on the hashed gradient, ReLU, Adam; the last one shared by positions.
 
     The loss is the mean cross-entropy of the tokens, the least over all orderings of a batch.

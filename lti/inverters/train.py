@@ -10,17 +10,17 @@ import torch
 from torch import nn
 
 from lti.checkpoint import Checkpoint
-from lti.compute import Compute
+from lti.compute import Compute, peak_memory_mib
 from lti.errors import LTIError
-from lti.inverters.base import Inverter, Task
+from lti.inverters.base import NetworkInverter
 from lti.inverters.inputs import (
     AuxiliaryData,
     TrainingInputs,
+    held_out_error,
     held_out_inputs,
     statistics_sample,
     targets,
 )
-from lti.inverters.network import Decoder
 from lti.inverters.trained import TrainedInverter, precision_of
 from lti.seeding import derive_seed
 
@@ -38,7 +38,6 @@ HISTORY = (
     "samples_per_second",
     "peak_memory_mib",
 )
-EVALUATE_ROWS = 1024
 
 
 class _Best(NamedTuple):
@@ -49,7 +48,7 @@ class _Best(NamedTuple):
 
 
 def train_inverter(
-    settings: Inverter,
+    settings: NetworkInverter,
     data: AuxiliaryData,
     *,
     compute: Compute,
@@ -83,29 +82,11 @@ def train_inverter(
         LTIError: store and auxiliary set do not fit, a checkpoint of other settings, or a
             loss that is not finite.
     """
-    samples = len(data.value)
-    stored = data.stored or samples
-    if data.store.n_rows != stored * data.views:
-        raise LTIError(
-            f"{data.store.path}: {data.store.n_rows} rows for {stored} samples in {data.views} "
-            f"views; expected {stored * data.views}. Delete it and run the same command again."
-        )
-    held = max(8, data.batch_size, round(samples * settings.holdout))
-    rows = range((samples - held) * data.views)
-    if samples - held < data.batch_size:
-        raise LTIError(
-            f"{samples} auxiliary samples; expected at least {held + data.batch_size}. Use more."
-        )
-
+    learned, kept = data.split(settings.holdout)
+    rows = range(learned.stop * data.views)
     torch.manual_seed(derive_seed(settings.seed, "weights"))
-    task = Task(
-        data.projection.layout(data.layout),
-        tuple(data.value.shape[1:]),
-        data.batch_size,
-        data.classes,
-        data.vocabulary,
-    )
-    statistics = settings.statistics(task, statistics_sample(settings, data, samples - held))
+    task = data.task
+    statistics = settings.statistics(task, statistics_sample(settings, data, learned.stop))
     network = settings.network(task, statistics).to(compute.device)
     # Victims' inputs are never rounded: a decoder in float32 must not be trained on bfloat16.
     dtype = torch.float32 if settings.precision == "float32" else compute.dtype
@@ -115,7 +96,7 @@ def train_inverter(
     held_out = held_out_inputs(
         settings,
         data,
-        range(samples - held, samples),
+        kept,
         encoder=network.encoder,
         compute=compute,
         dtype=dtype,
@@ -123,15 +104,15 @@ def train_inverter(
     value = data.value.to(compute.device)
 
     optimizer = settings.optimizer(network.decoder.parameters())
-    steps = -(-((samples - held) // data.batch_size) // settings.batch_size)  # of an epoch
+    steps = -(-(len(learned) // data.batch_size) // settings.batch_size)  # of an epoch
     in_all = settings.steps or settings.epochs * steps
     epochs = -(-in_all // steps)
     history: list[dict[str, Any]] = []
     best = _Best(float("inf"), _copy(network.decoder))
     if (saved := checkpoint.load()) is not None:
         best = _restore(saved[0], network.decoder, optimizer, history)
-    progress.start(total=in_all * (samples - held) // steps, unit="samples")
-    progress.skip(len(history) * (samples - held))
+    progress.start(total=in_all * len(learned) // steps, unit="samples")
+    progress.skip(len(history) * len(learned))
 
     for epoch in range(len(history), epochs):
         if _is_over(history, steps, settings.patience):
@@ -160,7 +141,7 @@ def train_inverter(
             progress.advance(index.numel(), epoch=epoch + 1, loss=loss.detach())
         network.eval()
         with precision_of(settings, compute):
-            error = _evaluate(network.decoder, held_out)
+            error = held_out_error(network.decoder, held_out)
         seconds = time.monotonic() - began
         history.append(
             {
@@ -170,7 +151,7 @@ def train_inverter(
                 "learning_rate": settings.learning_rate * factor,
                 "seconds": seconds,
                 "samples_per_second": seen / seconds,
-                "peak_memory_mib": _peak_memory_mib(compute),
+                "peak_memory_mib": peak_memory_mib(compute),
             }
         )
         for loss_value in (history[-1]["train_loss"], error):
@@ -184,17 +165,7 @@ def train_inverter(
         if checkpoint.due() and epoch + 1 < epochs:
             checkpoint.save(_state(network.decoder, optimizer, history, best), position=epoch + 1)
     network.decoder.load_state_dict(best.weights)
-    trained = TrainedInverter(
-        settings,
-        task,
-        data.layout,
-        network=network,
-        defense=data.defense,
-        projection=data.projection,
-        projection_digest=data.store.attributes.get("projection_digest"),
-        fl_model_digest=data.store.attributes.get("fl_model_digest"),
-        compute=compute,
-    )
+    trained = TrainedInverter.of(settings, data, network=network, compute=compute)
     return trained, history
 
 
@@ -204,14 +175,6 @@ def _is_over(history: list[dict[str, Any]], steps: int, patience: int | None) ->
         return False
     losses = [record["held_out_loss"] for record in history]
     return (len(losses) - 1 - losses.index(min(losses))) * steps >= patience
-
-
-@torch.no_grad()
-def _evaluate(decoder: Decoder, held_out: tuple[torch.Tensor, torch.Tensor]) -> float:
-    total = 0.0
-    for inputs, target in zip(*(part.split(EVALUATE_ROWS) for part in held_out), strict=True):
-        total += float(decoder.error(inputs, target).sum())
-    return total / len(held_out[1])
 
 
 def _copy(decoder: nn.Module) -> dict[str, torch.Tensor]:
@@ -254,11 +217,3 @@ def _restore(
         history.append(dict(zip(HISTORY, record, strict=True)))
         history[-1]["epoch"] = int(history[-1]["epoch"])
     return _Best(float(state["best_loss"]), part("best/"))
-
-
-def _peak_memory_mib(compute: Compute) -> float:
-    if compute.device.type == "cuda":
-        return torch.cuda.max_memory_allocated(compute.device) / 2**20
-    import resource
-
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024

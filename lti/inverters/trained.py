@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -15,6 +16,9 @@ from lti.gradients.layout import ParameterLayout
 from lti.inverters.base import INVERTERS, Inverter, Task
 from lti.inverters.network import InverterNetwork
 from lti.projections import PROJECTIONS, Projection
+
+if TYPE_CHECKING:
+    from lti.inverters.inputs import AuxiliaryData
 
 __all__ = ["TrainedInverter", "precision_of"]
 
@@ -53,6 +57,23 @@ class TrainedInverter:
         self.projection_digest = projection_digest
         self.fl_model_digest = fl_model_digest
         self.compute = compute
+
+    @classmethod
+    def of(
+        cls, settings: Inverter, data: AuxiliaryData, *, network: InverterNetwork, compute: Compute
+    ) -> TrainedInverter:
+        """Return the inverter that a network, fitted to auxiliary data, is."""
+        return cls(
+            settings,
+            data.task,
+            data.layout,
+            network=network,
+            defense=data.defense,
+            projection=data.projection,
+            projection_digest=data.store.attributes.get("projection_digest"),
+            fl_model_digest=data.store.attributes.get("fl_model_digest"),
+            compute=compute,
+        )
 
     @property
     def batch_size(self) -> int:

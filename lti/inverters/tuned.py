@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
-from lti.inverters.base import INVERTERS, Inverter, Task, TrainingSample
+from lti.inverters.base import INVERTERS, NetworkInverter, Task, TrainingSample
 
 if TYPE_CHECKING:
     import torch
@@ -20,7 +20,7 @@ __all__ = ["TunedInverter"]
 
 
 @INVERTERS.register("tuned", source="this project; docs/inverters.md")
-class TunedInverter(Inverter):
+class TunedInverter(NetworkInverter):
     """A residual network from encoded gradients to principal components of the images.
 
     Inputs: :mod:`lti.inverters.encoder` or, where B > 1, :mod:`lti.inverters.batch_encoder`,

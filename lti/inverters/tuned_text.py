@@ -10,7 +10,7 @@ from pydantic import Field
 
 from lti.data.samples import Modality
 from lti.errors import LTIError
-from lti.inverters.base import INVERTERS, Inverter, Task, TrainingSample
+from lti.inverters.base import INVERTERS, NetworkInverter, Task, TrainingSample
 
 if TYPE_CHECKING:
     import torch
@@ -22,7 +22,7 @@ __all__ = ["TunedTextInverter"]
 
 
 @INVERTERS.register("tuned-text", source="this project; docs/inverters.md")
-class TunedTextInverter(Inverter):
+class TunedTextInverter(NetworkInverter):
     """Tokens that fit the span of the first layers' gradients, and a residual network.
 
     Where the projection is ``layer-inputs``, the network is given each position's parts too.

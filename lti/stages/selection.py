@@ -68,7 +68,8 @@ def select_auxiliary(
     equal parts from what is shifted. With ``of`` it is the beginning of a set of so many samples,
     whose digest is written beside it. No image may be one of the victims'.
     """
-    from lti.data.selection import mix, of_classes, read_selection
+    from lti.data.mixture import mix
+    from lti.data.selection import of_classes, read_selection
     from lti.progress import Progress
 
     entries = parse_json_list(shifted, option="shifted")
@@ -158,7 +159,8 @@ def _check_pools(
 
 def _check_apart(auxiliary: Samples, victims: Path | None) -> None:
     """Refuse an auxiliary set that holds a victim."""
-    from lti.data.selection import read_selection, refuse_victims
+    from lti.data.mixture import refuse_victims
+    from lti.data.selection import read_selection
 
     if victims is not None:
         refuse_victims(auxiliary, read_selection(victims).samples, what=str(victims))

@@ -34,7 +34,7 @@ def train_inverter(
     gpus: Gpus = 0,
     log: Log = None,
 ) -> None:
-    """Train a network that maps a defended gradient back to the data."""
+    """Fit an inverter, which maps a defended gradient back to the data."""
     import pandas as pd
     import torch
 
@@ -49,7 +49,6 @@ def train_inverter(
     from lti.gradients.store import GradientStore
     from lti.inverters import INVERTERS
     from lti.inverters.inputs import AuxiliaryData
-    from lti.inverters.train import train_inverter as train
     from lti.modules import source_digest
     from lti.progress import Progress
     from lti.projections import PROJECTIONS, load_projection
@@ -134,8 +133,7 @@ def train_inverter(
     name = store.attributes["fl_model"]["use"]
     title = f"train {name} B={batch_size} {defended.name} {preset.name}"
     progress = Progress(title, log=log)
-    trained, epochs = train(
-        preset,
+    trained, epochs = preset.fit(
         data,
         compute=compute,
         checkpoint=checkpoint,

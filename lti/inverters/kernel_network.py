@@ -1,0 +1,181 @@
+"""Kernel values of a gradient with the auxiliary ones, and the images that they add up to."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+
+from lti.compute import matmul_dtype
+from lti.inverters.network import ImageDecoder
+
+__all__ = ["KernelDecoder", "KernelEncoder", "Landmarks", "neural_tangent_kernel"]
+
+LIMIT = 10.0  # standard deviations; a coordinate beyond it is clamped
+FLOOR = 0.01  # of the root mean square deviation; what varies less is divided by this
+BLOCK = 1024  # landmarks at a time
+TINY = 1e-12
+
+
+def neural_tangent_kernel(cosine: torch.Tensor) -> torch.Tensor:
+    """Return the neural tangent kernel of one hidden layer of rectifiers, between 0 and 2.
+
+    Training so wide a network to the end, from small outputs, is regression with this kernel.
+
+    Args:
+        cosine: of the angle between two inputs; it is overwritten.
+
+    Source: Jacot et al. 2018, "Neural Tangent Kernel"; Cho and Saul 2009, "Kernel Methods for
+    Deep Learning" (its arc-cosine kernels of order 0 and 1).
+    """
+    cosine.clamp_(-1, 1)
+    angle = torch.acos(cosine)
+    sine = torch.sin(angle)
+    # (pi - a) c / pi of both layers' weights, and sin(a) / pi of the first.
+    return cosine.mul_(2).mul_(math.pi - angle).add_(sine).div_(math.pi)
+
+
+class Landmarks(nn.Module):
+    """Gradients kept as they were, ``(n, p)``: signs in two bits each, others in float16.
+
+    Rows of float16 are kept over their root mean square.
+    """
+
+    packed: torch.Tensor
+
+    def __init__(self, count: int, size: int, *, signs: bool) -> None:
+        super().__init__()
+        self.count, self.size, self.signs = count, size, signs
+        shape = (count, 2, -(-size // 8)) if signs else (count, size)
+        dtype = torch.uint8 if signs else torch.float16
+        self.register_buffer("packed", torch.zeros(shape, dtype=dtype))
+
+    def write(self, start: int, rows: torch.Tensor) -> None:
+        """Keep rows, float32 ``(b, size)``, from number ``start`` on."""
+        stop = start + len(rows)
+        if self.signs:
+            self.packed[start:stop, 0] = _pack(rows > 0)
+            self.packed[start:stop, 1] = _pack(rows < 0)
+        else:
+            self.packed[start:stop] = _normed(rows).half()
+
+    def read(self, start: int, stop: int) -> torch.Tensor:
+        """Return rows, float32 ``(stop - start, size)``, each over its root mean square."""
+        packed = self.packed[start:stop]
+        if not self.signs:
+            return packed.float()
+        positive, negative = (_unpack(packed[:, plane], self.size) for plane in (0, 1))
+        return _normed(positive.float().sub_(negative))
+
+
+class KernelEncoder(nn.Module):
+    """Kernel values of gradients with the landmarks.
+
+    A gradient is divided by its root mean square, its coordinates are standardised, and the
+    kernel is :func:`neural_tangent_kernel` of the cosine between two such vectors.
+
+    Args:
+        landmarks: ``(n, p)``.
+    """
+
+    mean: torch.Tensor
+    deviation: torch.Tensor
+
+    def __init__(self, landmarks: Landmarks) -> None:
+        super().__init__()
+        self.landmarks = landmarks
+        self.register_buffer("mean", torch.zeros(landmarks.size))
+        self.register_buffer("deviation", torch.ones(landmarks.size))
+
+    def set_statistics(self, rows: torch.Tensor) -> None:
+        """Take mean and deviation of the coordinates from gradients, float32 ``(b, p)``."""
+        rows = _normed(rows)
+        self.mean.copy_(rows.mean(dim=0))
+        deviation = rows.std(dim=0, correction=0)
+        floor = FLOOR * deviation.square().mean().sqrt().clamp_min(TINY)
+        self.deviation.copy_(deviation.clamp_min(floor))
+
+    def features(self, rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return standardised rows ``(b, p)`` of the products' type, and their norms ``(b,)``.
+
+        Args:
+            rows: float32, over their root mean squares; they are overwritten.
+        """
+        rows = rows.sub_(self.mean).div_(self.deviation).clamp_(-LIMIT, LIMIT)
+        norm = torch.linalg.vector_norm(rows, dim=1).clamp_min_(TINY)
+        return rows.to(matmul_dtype(rows.device)), norm
+
+    def values(self, features: torch.Tensor, norm: torch.Tensor, places: range) -> torch.Tensor:
+        """Return the kernel, float32 ``(b, len(places))``, with some of the landmarks.
+
+        Args:
+            features: of the gradients, see :meth:`features`.
+            norm: theirs.
+            places: numbers of the landmarks, consecutive.
+        """
+        others, length = self.features(self.landmarks.read(places.start, places.stop))
+        cosine = (features @ others.T).float()
+        return neural_tangent_kernel(cosine.div_(norm[:, None]).div_(length))
+
+    def forward(self, gradient: torch.Tensor, label: torch.Tensor | None = None) -> torch.Tensor:
+        """Return the kernel values ``(b, n)`` of gradients ``(b, p)``."""
+        features, norm = self.features(_normed(gradient))
+        blocks = [
+            self.values(features, norm, range(start, min(start + BLOCK, self.landmarks.count)))
+            for start in range(0, self.landmarks.count, BLOCK)
+        ]
+        return torch.cat(blocks, dim=1)
+
+
+class KernelDecoder(ImageDecoder):
+    """The mean image, and components that the kernel values add up to.
+
+    Args:
+        count: landmarks.
+        sample_shape: of one sample.
+        mean: of the images, ``(d,)``.
+        components: principal components of the images, ``(k, d)``.
+    """
+
+    mean: torch.Tensor
+    components: torch.Tensor
+
+    def __init__(
+        self,
+        count: int,
+        *,
+        sample_shape: Sequence[int],
+        mean: torch.Tensor,
+        components: torch.Tensor,
+    ) -> None:
+        super().__init__()
+        self.sample_shape = tuple(sample_shape)
+        self.dual = nn.Parameter(torch.zeros(count, len(components)), requires_grad=False)
+        self.register_buffer("mean", mean.clone())
+        self.register_buffer("components", components.clone())
+
+    def forward(self, values: torch.Tensor) -> torch.Tensor:
+        """Return the images ``(b, 1, *sample_shape)`` of kernel values ``(b, n)``."""
+        image = self.mean + (values @ self.dual) @ self.components
+        return image.unflatten(1, (1, *self.sample_shape))
+
+
+def _normed(rows: torch.Tensor) -> torch.Tensor:
+    """Return rows over their root mean squares."""
+    return rows / rows.square().mean(dim=1, keepdim=True).sqrt().clamp_min(TINY)
+
+
+def _pack(bits: torch.Tensor) -> torch.Tensor:
+    """Return ``(b, size)`` truth values as ``(b, ceil(size / 8))`` bytes, first bit lowest."""
+    padded = nn.functional.pad(bits.to(torch.uint8), (0, -bits.shape[1] % 8))
+    powers = torch.tensor([1, 2, 4, 8, 16, 32, 64, 128], dtype=torch.uint8, device=bits.device)
+    return padded.unflatten(1, (-1, 8)).mul_(powers).sum(dim=2, dtype=torch.uint8)
+
+
+def _unpack(packed: torch.Tensor, size: int) -> torch.Tensor:
+    """Invert :func:`_pack`: ``(b, size)`` of 0 and 1."""
+    shifts = torch.arange(8, dtype=torch.uint8, device=packed.device)
+    bits = packed[:, :, None].bitwise_right_shift(shifts).bitwise_and_(1)
+    return bits.flatten(1)[:, :size]
