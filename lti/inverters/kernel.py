@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 __all__ = ["KernelInverter"]
 
-STATISTICS_ROWS = 4096
+IMAGES = 8192  # that the principal components are those of
 READ_ROWS = 1024  # of the store at once
 ROWS = 4096  # of the kernel matrix at once
 
@@ -43,7 +43,7 @@ class KernelInverter(Inverter):
     single: ClassVar[bool] = True
 
     ridge: float = Field(
-        0.02, gt=0, description="Added to the kernel matrix's diagonal, as a share of its mean."
+        0.01, gt=0, description="Added to the kernel matrix's diagonal, as a share of its mean."
     )
     components: int = Field(768, ge=1, description="Principal components of the images.")
     samples: int | None = Field(
@@ -118,7 +118,7 @@ class KernelInverter(Inverter):
         count = len(first) * views
         index = _rows_of(first, views, data.views)
         target = targets(data.value, index[:, None], data.views)[:, 0]
-        mean, components = image_components(target[: 2 * STATISTICS_ROWS], self.components)
+        mean, components = image_components(target[:IMAGES], self.components)
 
         signs = data.store.encoding == "sign" and not data.defense.is_random
         landmarks = Landmarks(count, data.task.layout.total, signs=signs).to(compute.device)
@@ -126,8 +126,6 @@ class KernelInverter(Inverter):
         shape = data.task.sample_shape
         decoder = KernelDecoder(count, sample_shape=shape, mean=mean, components=components)
         decoder.to(compute.device)
-        rows = torch.cat(list(_observed(data, first, views, self.seed, limit=STATISTICS_ROWS)))
-        encoder.set_statistics(rows.to(compute.device))
         progress.start(total=count, unit="gradients")
         start = 0
         for rows in _observed(data, first, views, self.seed):
@@ -175,17 +173,14 @@ def _rows_of(samples: range, views: int, stored: int) -> torch.Tensor:
     return (sample[:, None] * stored + torch.arange(views)).flatten()
 
 
-def _observed(
-    data: AuxiliaryData, samples: range, views: int, seed: int, *, limit: int | None = None
-) -> Iterator[torch.Tensor]:
-    """Yield defended gradients of samples, views together; at most about ``limit`` of them."""
+def _observed(data: AuxiliaryData, samples: range, views: int, seed: int) -> Iterator[torch.Tensor]:
+    """Yield defended gradients of samples, views together."""
     from lti.seeding import torch_generator
 
     noise = torch_generator(seed, "noise")
     step = max(1, READ_ROWS // views)
-    stop = samples.stop if limit is None else min(samples.stop, -(-limit // views))
-    for start in range(samples.start, stop, step):
-        part = range(start, min(start + step, stop))
+    for start in range(samples.start, samples.stop, step):
+        part = range(start, min(start + step, samples.stop))
         rows = data.store.rows(part.start * data.views, part.stop * data.views)
         rows = rows.unflatten(0, (len(part), data.views))[:, :views].flatten(0, 1)
         yield data.observe(rows, noise)
@@ -201,7 +196,7 @@ def _kernel_matrix(encoder: KernelEncoder, progress: Progress) -> torch.Tensor:
 
     from lti.inverters.kernel_network import BLOCK
 
-    device, count = encoder.mean.device, encoder.landmarks.count
+    device, count = encoder.landmarks.packed.device, encoder.landmarks.count
     try:
         matrix = torch.empty((count, count), device=device)
     except RuntimeError:
@@ -212,13 +207,9 @@ def _kernel_matrix(encoder: KernelEncoder, progress: Progress) -> torch.Tensor:
     progress.start(total=count * (count + 1) // 2, unit="pairs")
     for top in range(0, count, ROWS):
         stop = min(top + ROWS, count)
-        parts = [
-            encoder.features(encoder.landmarks.read(start, min(start + BLOCK, stop)))
-            for start in range(top, stop, BLOCK)
-        ]
-        features, norm = (torch.cat(part) for part in zip(*parts, strict=True))
+        rows = encoder.landmarks.read(top, stop)
         for start in range(0, stop, BLOCK):
             places = range(start, min(start + BLOCK, stop))
-            matrix[top:stop, places.start : places.stop] = encoder.values(features, norm, places)
+            matrix[top:stop, places.start : places.stop] = encoder.values(rows, places)
             progress.advance(len(places) * (stop - max(top, places.start)))
     return matrix
