@@ -112,6 +112,17 @@ def test_papers_values_stand_beside_ours(name):
         assert row.paper == expected if expected is not None else pd.isna(row.paper)
 
 
+def test_text_is_recovered_whatever_the_topics_of_the_auxiliary_set():
+    curves = read(RESULTS / "ablation_beta_topics" / "curves.csv")
+    accuracy = curves[curves["metric"] == "token_accuracy"]
+    assert accuracy.groupby("defense")["x"].apply(list).to_dict() == {
+        "none": [0, 0.25, 1],
+        "sign": [0, 0.25, 1],
+    }
+    assert (accuracy["seeds"] == 3).all() and (accuracy["n"] == 100).all()
+    assert accuracy["mean"].min() >= 0.999
+
+
 @pytest.mark.parametrize("name", COMMITTED)
 def test_ablations_are_whole_and_more_of_the_victims_kind_is_never_worse(name):
     over, points = ABLATIONS[name]

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 __all__ = ["AXES", "plot_curves"]
 
+LABEL = 36  # characters beside a panel; longer ones take two lines
 AXES = {
     "aux_size": "auxiliary samples",
     "beta": "share of auxiliary data like the victims (beta)",
@@ -73,6 +74,8 @@ def plot_curves(path: Path | str, points: pd.DataFrame, *, over: str, note: str 
                 arrow = "\u2191" if metric.direction == "higher" else "\u2193"
                 axes.set_title(f"{metric.label} {arrow}", size=10, loc="left")
             label = setting_label(str(dataset), str(fl_model), int(str(batch_size)))
+            if len(label) > LABEL:
+                label = label.replace(", ", "\n", 1)
             for axes in panels[:, 0]:
                 axes.set_ylabel(label, size=9, labelpad=8)
         below = AXES[over] + (f"\n{note}" if note else "")
