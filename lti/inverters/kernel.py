@@ -207,9 +207,9 @@ def _kernel_matrix(encoder: KernelEncoder, progress: Progress) -> torch.Tensor:
     progress.start(total=count * (count + 1) // 2, unit="pairs")
     for top in range(0, count, ROWS):
         stop = min(top + ROWS, count)
-        rows = encoder.landmarks.read(top, stop)
+        rows, norm = encoder.landmarks.read(top, stop), encoder.landmarks.norm[top:stop]
         for start in range(0, stop, BLOCK):
             places = range(start, min(start + BLOCK, stop))
-            matrix[top:stop, places.start : places.stop] = encoder.values(rows, places)
+            matrix[top:stop, places.start : places.stop] = encoder.values(rows, norm, places)
             progress.advance(len(places) * (stop - max(top, places.start)))
     return matrix

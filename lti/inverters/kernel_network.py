@@ -41,6 +41,7 @@ class Landmarks(nn.Module):
     """
 
     packed: torch.Tensor
+    norm: torch.Tensor
 
     def __init__(self, count: int, size: int, *, signs: bool) -> None:
         super().__init__()
@@ -48,6 +49,7 @@ class Landmarks(nn.Module):
         shape = (count, 2, -(-size // 8)) if signs else (count, size)
         dtype = torch.uint8 if signs else torch.float16
         self.register_buffer("packed", torch.zeros(shape, dtype=dtype))
+        self.register_buffer("norm", torch.zeros(count))
 
     def write(self, start: int, rows: torch.Tensor) -> None:
         """Keep rows, float32 ``(b, size)``, from number ``start`` on."""
@@ -58,6 +60,8 @@ class Landmarks(nn.Module):
         else:
             size = rows.square().mean(dim=1, keepdim=True).sqrt().clamp_min(TINY)
             self.packed[start:stop] = (rows / size).half()
+            rows = self.packed[start:stop].float()
+        self.norm[start:stop] = torch.linalg.vector_norm(rows, dim=1)
 
     def read(self, start: int, stop: int) -> torch.Tensor:
         """Return rows ``(stop - start, size)``: signs as int8, others as float32."""
@@ -81,22 +85,25 @@ class KernelEncoder(nn.Module):
         super().__init__()
         self.landmarks = landmarks
 
-    def values(self, rows: torch.Tensor, places: range) -> torch.Tensor:
+    def values(self, rows: torch.Tensor, norm: torch.Tensor, places: range) -> torch.Tensor:
         """Return the kernel, float32 ``(b, len(places))``, with some of the landmarks.
 
         Args:
             rows: gradients ``(b, p)``, of the type that landmarks are read in.
+            norm: theirs, ``(b,)``.
             places: numbers of the landmarks, consecutive.
         """
-        others = self.landmarks.read(places.start, places.stop)
-        cosine = _products(rows, others).div_(_norm(rows)[:, None]).div_(_norm(others))
+        place = slice(places.start, places.stop)
+        cosine = _products(rows, self.landmarks.read(place.start, place.stop))
+        cosine.div_(norm[:, None].clamp_min(TINY)).div_(self.landmarks.norm[place].clamp_min(TINY))
         return neural_tangent_kernel(cosine)
 
     def forward(self, gradient: torch.Tensor, label: torch.Tensor | None = None) -> torch.Tensor:
         """Return the kernel values ``(b, n)`` of gradients ``(b, p)``."""
+        norm = torch.linalg.vector_norm(gradient, dim=1)
         rows = gradient.to(torch.int8) if self.landmarks.signs else gradient
         blocks = [
-            self.values(rows, range(start, min(start + BLOCK, self.landmarks.count)))
+            self.values(rows, norm, range(start, min(start + BLOCK, self.landmarks.count)))
             for start in range(0, self.landmarks.count, BLOCK)
         ]
         return torch.cat(blocks, dim=1)
@@ -142,13 +149,6 @@ def _products(rows: torch.Tensor, others: torch.Tensor) -> torch.Tensor:
         # matrix to stay positive definite.
         return torch._int_mm(rows, others.T).float()
     return rows.float() @ others.float().T
-
-
-def _norm(rows: torch.Tensor) -> torch.Tensor:
-    """Return the rows' norms."""
-    if rows.dtype == torch.int8:
-        return rows.count_nonzero(dim=1).float().sqrt().clamp_min(TINY)
-    return torch.linalg.vector_norm(rows, dim=1).clamp_min(TINY)
 
 
 def _pack(bits: torch.Tensor) -> torch.Tensor:
