@@ -10,6 +10,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pydantic import ValidationError
 from scipy.integrate import dblquad
 
 from lti.checkpoint import Checkpoint
@@ -20,11 +21,12 @@ from lti.errors import LTIError
 from lti.gradients.layout import ParameterLayout
 from lti.gradients.store import StoreSettings, write_store
 from lti.inverters import INVERTERS, cholesky
-from lti.inverters import kernel as kernel_module
+from lti.inverters import kernel_fit as kernel_module
 from lti.inverters import kernel_network as network_module
-from lti.inverters.cholesky import solve_in_place
+from lti.inverters.cholesky import inverse_diagonal, solve_in_place
 from lti.inverters.inputs import AuxiliaryData
 from lti.inverters.kernel_network import Landmarks, neural_tangent_kernel
+from lti.inverters.refiner import Refiner
 from lti.inverters.trained import TrainedInverter
 from lti.progress import Progress
 
@@ -80,6 +82,21 @@ def test_a_system_is_solved_whatever_the_blocks(n, k, block, panel):
         got = solve_in_place(matrix, rhs, advance=told.append)
     assert got is rhs and sum(told) == n
     torch.testing.assert_close(got, expected)
+
+
+@settings(deadline=None, max_examples=20)
+@given(n=st.integers(1, 30), block=st.integers(1, 9))
+def test_the_inverses_diagonal_comes_from_the_factor(n, block):
+    root = torch.randn(n, n, generator=torch.Generator().manual_seed(n), dtype=torch.float64)
+    matrix = root @ root.T + torch.eye(n, dtype=torch.float64)
+    expected = torch.linalg.inv(matrix).diagonal()
+    told: list[int] = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(cholesky, "BLOCK", block)
+        solve_in_place(matrix, torch.ones(n, 1, dtype=torch.float64))
+        got = inverse_diagonal(matrix, advance=told.append)
+    torch.testing.assert_close(got, expected)
+    assert sum(told) == n
 
 
 def test_a_matrix_that_is_not_positive_definite_is_no_result():
@@ -166,7 +183,13 @@ def fit(data: AuxiliaryData, folder: Path, **changes):
     )
 
 
-def regression(rows: np.ndarray, image: np.ndarray, new: np.ndarray, ridge: float) -> np.ndarray:
+def regression(
+    rows: np.ndarray,
+    image: np.ndarray,
+    new: np.ndarray,
+    ridge: float,
+    centre: np.ndarray | None = None,
+) -> np.ndarray:
     """Kernel ridge regression in float64, from its definition."""
 
     rows, new = (x / np.linalg.norm(x, axis=1, keepdims=True) for x in (rows, new))
@@ -176,7 +199,7 @@ def regression(rows: np.ndarray, image: np.ndarray, new: np.ndarray, ridge: floa
         angle = np.arccos(cosine)
         return (2 * (np.pi - angle) * cosine + np.sin(angle)) / np.pi
 
-    centre = image.mean(axis=0)
+    centre = image.mean(axis=0) if centre is None else centre
     gram = kernel(rows, rows)
     gram += ridge * gram.diagonal().mean() * np.eye(len(gram))
     return centre + kernel(new, rows) @ np.linalg.solve(gram, image - centre)
@@ -223,6 +246,66 @@ def test_mirrored_images_and_fewer_samples_are_learned_from_if_asked(tmp_path):
         expected = regression(rows[places].double().numpy(), both[places], new, 0.01)
         got = trained.invert(rows[160::2]).flatten(1)
         np.testing.assert_allclose(got, expected.clip(0, 1), atol=5e-3)
+
+
+# --- refining ---
+
+
+@pytest.mark.parametrize("shape", [(3, 2, 2), (1, 9, 14), (3, 32, 32)])
+def test_the_refining_network_begins_as_the_identity_and_knows_no_left_or_right(shape):
+    torch.manual_seed(0)
+    refiner = Refiner(shape, channels=8).eval()
+    image = torch.rand(2, *shape, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(refiner(image), image)
+    torch.nn.init.normal_(refiner.leave.weight)
+    got = refiner(image)
+    assert got.shape == image.shape and not torch.allclose(got, image)
+    torch.testing.assert_close(refiner(image.flip(3)).flip(3), got)
+
+
+def test_what_is_refined_is_each_sample_as_the_others_give_it(tmp_path, monkeypatch):
+    data = auxiliary(tmp_path)
+    seen = {}
+
+    def refine(preset, decoder, blurred, target, *_):
+        seen.update(blurred=blurred, target=target)
+        return []
+
+    monkeypatch.setattr(kernel_module, "_refine", refine)
+    fit(data, tmp_path, refine=1, ridge=0.05)
+    learned = SAMPLES - 9
+    rows = data.store.rows(0, learned).double().numpy()
+    flat = data.value[:learned].double().flatten(1).numpy() / 255
+    torch.testing.assert_close(seen["target"].flatten(1), torch.from_numpy(flat).float())
+    mean = flat.mean(axis=0)
+    for left_out in (0, 17, learned - 1):
+        others = np.delete(np.arange(learned), left_out)
+        # The mean image is of all samples.
+        got = regression(rows[others], flat[others], rows[[left_out]], 0.05, centre=mean)
+        np.testing.assert_allclose(seen["blurred"][left_out].flatten(), got[0], atol=5e-3)
+
+
+def test_refining_keeps_the_best_and_resumes_after_the_solution(tmp_path, monkeypatch):
+    data = auxiliary(tmp_path, "sign")
+    plain, (solved,) = fit(data, tmp_path)
+    trained, history = fit(data, tmp_path, refine=3, channels=8, learning_rate=1e-2)
+    assert [record["epoch"] for record in history] == [1, 2, 3, 4]
+    assert history[0]["held_out_loss"] == pytest.approx(solved["held_out_loss"])
+    rows = data.store.rows(SAMPLES - 9, SAMPLES)
+    image = data.value[SAMPLES - 9 :].float() / 255
+    error = float((trained.invert(rows)[:, 0] - image).square().mean())
+    assert error == pytest.approx(min(record["held_out_loss"] for record in history), rel=1e-4)
+    trained.save(tmp_path / "refined.safetensors")
+    again = TrainedInverter.load(tmp_path / "refined.safetensors", compute=CPU)
+    assert torch.equal(again.invert(rows), trained.invert(rows))
+    # The checkpoint has what was solved for.
+    monkeypatch.setattr(kernel_module, "_kernel_matrix", None)
+    resumed, same = fit(data, tmp_path, refine=3, channels=8, learning_rate=1e-2)
+    assert torch.equal(resumed.invert(rows), trained.invert(rows))
+    losses = [[record["held_out_loss"] for record in part] for part in (history, same)]
+    assert losses[0] == losses[1]
+    with pytest.raises(ValidationError, match="would leave its mirror image in"):
+        INVERTERS["kernel"](refine=1, use_mirrored=True)
 
 
 def test_noise_is_drawn_once_from_the_seed(tmp_path):

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import torch
 
-__all__ = ["solve_in_place"]
+__all__ = ["inverse_diagonal", "solve_in_place"]
 
 BLOCK = 2048  # columns factored at once
 PANEL = 8192  # rows and columns of one product; bounds what is allocated besides
@@ -61,3 +61,33 @@ def solve_in_place(
         rhs[block] -= matrix[block.stop :, block].T @ rhs[block.stop :]
         rhs[block] = torch.linalg.solve_triangular(factor.T, rhs[block], upper=True)
     return rhs
+
+
+def inverse_diagonal(
+    factor: torch.Tensor, *, advance: Callable[[int], None] = lambda columns: None
+) -> torch.Tensor:
+    """Return the diagonal of the inverse of a matrix that :func:`solve_in_place` factored.
+
+    Args:
+        factor: ``(n, n)``; only its lower triangle is read.
+        advance: told of columns that are done.
+
+    Returns:
+        ``(n,)``: sums of squares over the columns of the factor's inverse.
+    """
+    n = len(factor)
+    result = factor.new_empty(n)
+    for left in range(0, n, BLOCK):
+        columns = min(BLOCK, n - left)
+        inverse = factor.new_zeros(n - left, columns)
+        inverse[:columns].fill_diagonal_(1)
+        for start in range(left, n, BLOCK):
+            rows = slice(start - left, min(start + BLOCK, n) - left)
+            block = slice(start, min(start + BLOCK, n))
+            inverse[rows] = torch.linalg.solve_triangular(
+                factor[block, block].tril(), inverse[rows], upper=False
+            )
+            inverse[rows.stop :] -= factor[block.stop :, block] @ inverse[rows]
+        result[left : left + columns] = inverse.square().sum(dim=0)
+        advance(columns)
+    return result

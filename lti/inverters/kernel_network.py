@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from lti.inverters.network import ImageDecoder
+from lti.inverters.refiner import Refiner
 
 __all__ = ["KernelDecoder", "KernelEncoder", "Landmarks", "neural_tangent_kernel"]
 
@@ -117,6 +118,7 @@ class KernelDecoder(ImageDecoder):
         sample_shape: of one sample.
         mean: of the images, ``(d,)``.
         components: principal components of the images, ``(k, d)``.
+        channels: of the network that refines; 0: none.
     """
 
     mean: torch.Tensor
@@ -129,17 +131,25 @@ class KernelDecoder(ImageDecoder):
         sample_shape: Sequence[int],
         mean: torch.Tensor,
         components: torch.Tensor,
+        channels: int = 0,
     ) -> None:
         super().__init__()
-        self.sample_shape = tuple(sample_shape)
+        depth, height, width = sample_shape
+        self.sample_shape = (depth, height, width)
+        self.refiner = Refiner(self.sample_shape, channels=channels) if channels else None
         self.dual = nn.Parameter(torch.zeros(count, len(components)), requires_grad=False)
         self.register_buffer("mean", mean.clone())
         self.register_buffer("components", components.clone())
 
     def forward(self, values: torch.Tensor) -> torch.Tensor:
         """Return the images ``(b, 1, *sample_shape)`` of kernel values ``(b, n)``."""
-        image = self.mean + (values @ self.dual) @ self.components
-        return image.unflatten(1, (1, *self.sample_shape))
+        image = self.images(values @ self.dual)
+        return (image if self.refiner is None else self.refiner(image))[:, None]
+
+    def images(self, coefficients: torch.Tensor) -> torch.Tensor:
+        """Return the images ``(b, *sample_shape)`` of components ``(b, k)``, not refined."""
+        image = self.mean + coefficients @ self.components
+        return image.unflatten(1, self.sample_shape)
 
 
 def _products(rows: torch.Tensor, others: torch.Tensor) -> torch.Tensor:
