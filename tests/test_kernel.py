@@ -287,7 +287,7 @@ def test_what_is_refined_is_each_sample_as_the_others_give_it(tmp_path, monkeypa
 
 def test_refining_keeps_the_best_and_resumes_after_the_solution(tmp_path, monkeypatch):
     data = auxiliary(tmp_path, "sign")
-    plain, (solved,) = fit(data, tmp_path)
+    _, (solved,) = fit(data, tmp_path)
     trained, history = fit(data, tmp_path, refine=3, channels=8, learning_rate=1e-2)
     assert [record["epoch"] for record in history] == [1, 2, 3, 4]
     assert history[0]["held_out_loss"] == pytest.approx(solved["held_out_loss"])
