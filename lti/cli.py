@@ -19,6 +19,7 @@ from lti.stages.generator import train_generator
 from lti.stages.gradients import compute_gradients, observe
 from lti.stages.measure import measure_attack
 from lti.stages.near_copies import find_near_copies
+from lti.stages.prior import fit_prior
 from lti.stages.projection import fit_projection
 from lti.stages.selection import select_auxiliary, select_victims
 from lti.stages.summarise import summarise_experiment
@@ -41,6 +42,7 @@ for stage in (
     find_near_copies,
     fetch_backbone,
     draw_fl_model,
+    fit_prior,
     fit_projection,
     compute_gradients,
     observe,

@@ -39,7 +39,12 @@ def unknown(where: str, value: Any, known: Iterable[str]) -> Iterator[str]:
         yield f"{where}: got {value!r}; allowed: {', '.join(names)}"
 
 
-REFERENCES = {"inverter": "inverters", "projection": "projections", "generator": "generators"}
+REFERENCES = {
+    "inverter": "inverters",
+    "projection": "projections",
+    "generator": "generators",
+    "start": "attacks",
+}
 """Settings of attacks that name other entries, and the section of these."""
 
 
@@ -54,17 +59,24 @@ def parsed_attacks(config: Config) -> Iterator[tuple[str, Attack]]:
 
 def attack_problems(config: Config, where: str, attack: Attack) -> Iterator[str]:
     """Check the names of other entries in an attack's settings and overrides."""
-    for key, section in REFERENCES.items():
+    for key in REFERENCES:
         if key in type(attack).model_fields:
-            yield from unknown(f"{where}.{key}", getattr(attack, key), getattr(config, section))
+            yield from unknown(f"{where}.{key}", getattr(attack, key), _named_by(config, key))
     for number, override in enumerate(attack.overrides):
         place = f"{where}.overrides[{number}]"
         for axis, known in (("fl_model", config.fl_models), ("defense", config.defenses)):
             for value in as_list(override["when"].get(axis, [])):
                 yield from unknown(f"{place}.when.{axis}", value, known)
-        for key, section in REFERENCES.items():
+        for key in REFERENCES:
             if key in override:
-                yield from unknown(f"{place}.{key}", override[key], getattr(config, section))
+                yield from unknown(f"{place}.{key}", override[key], _named_by(config, key))
+
+
+def _named_by(config: Config, key: str) -> list[str]:
+    """Return the entries that a setting of an attack may name."""
+    if key == "start":  # those that invert
+        return [name for name, attack in parsed_attacks(config) if "inverter" in attack.needs]
+    return list(getattr(config, REFERENCES[key]))
 
 
 def _modality(config: Config, experiment: Experiment) -> Modality | None:
@@ -196,9 +208,13 @@ def _inverters(config: Config, experiment: Experiment) -> Iterator[tuple[str, In
         for defense in experiment.defenses
     ]
     named: dict[Any, int] = {}
-    for key, attack in parsed_attacks(config):
-        for cell in cells if key in experiment.attacks else []:
-            name = getattr(attack.on(**cell), "inverter", None)
+    parsed = dict(parsed_attacks(config))
+    for key in experiment.attacks:
+        for cell in cells if key in parsed else []:
+            attack = parsed[key].on(**cell)
+            if (start := parsed.get(getattr(attack, "start", ""))) is not None:
+                attack = start.on(**cell)
+            name = getattr(attack, "inverter", None)
             named[name] = max(cell["batch_size"], named.get(name, 1))
     for name in sorted(set(named) & set(config.inverters)):
         try:

@@ -95,6 +95,8 @@ class Plan:
                 known = self._metrics.setdefault(cell, [])
                 known += [m for m in self.metrics_of_experiment(name) if m not in known]
                 self._add_observed(cell)
+                if (start := self.start_of(cell)) is not None:
+                    self._add_observed(start)
 
     def _auxiliary_sets(self, experiment: Experiment) -> list[AuxiliarySet]:
         # Text has no mirror image.
@@ -129,6 +131,15 @@ class Plan:
         key = (cell.victims, cell.fl_model, cell.batch_size, projection, cell.defense)
         asked = min(attack.victims or whole, whole)
         self._batches[key] = max(asked, self._batches.get(key, 0))
+
+    def start_of(self, cell: Cell) -> Cell | None:
+        """Return the cell whose reconstructions an attack refines; None: it begins anew."""
+        name, _, auxiliary = cell.attack.partition("@")
+        attack = self.attack_on(
+            name, fl_model=cell.fl_model, batch_size=cell.batch_size, defense=cell.defense
+        )
+        start: str | None = getattr(attack, "start", None)
+        return None if start is None else replace(cell, attack=f"{start}@{auxiliary}")
 
     def cells(self, name: str) -> Iterator[Cell]:
         """Yield an experiment's cells, in the order of its lists."""

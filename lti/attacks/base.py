@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -28,8 +28,9 @@ if TYPE_CHECKING:
 
 __all__ = ["ATTACKS", "AXES", "Attack", "Need", "Observations", "Reconstruction", "as_list"]
 
-Need = Literal["inverter", "generator", "gradients"]
-"""What is made from auxiliary data: a network, an image prior, or the gradients themselves."""
+Need = Literal["inverter", "generator", "gradients", "prior", "start"]
+"""What is made from auxiliary data: a network, an image prior, the gradients themselves, or what
+is expected of errors; and another attack's reconstructions."""
 
 AXES = ("fl_model", "batch_size", "defense")
 """What settings may depend on."""
@@ -103,6 +104,8 @@ class Reconstruction:
     """``(n, t)`` float32: what an optimisation attack minimised, over time."""
     step: torch.Tensor | None = None
     """``(t,)`` int64: the steps at which the objective was recorded."""
+    diagnostics: Mapping[str, torch.Tensor] = field(default_factory=dict)
+    """What else is known of each victim batch, ``(n, ...)``, by name."""
 
 
 class Attack(Settings):
@@ -172,7 +175,8 @@ class Attack(Settings):
         Here rather than in the stage, so that other attacks do not depend on this one's code.
 
         Args:
-            files: ``inverter``; ``generator``; ``gradients``, ``manifest`` and ``auxiliary``.
+            files: ``inverter``; ``generator``; ``prior``; ``start``; ``gradients``, ``manifest``
+                and ``auxiliary``.
             compute: where to run.
         """
         return None
@@ -223,6 +227,7 @@ ATTACKS: Registry[Attack] = Registry(
         "gi-gip": "lti.attacks.gi_gip",
         "ig": "lti.attacks.ig",
         "lti": "lti.attacks.lti",
+        "lti-map": "lti.attacks.lti_map",
         "nearest": "lti.attacks.nearest",
         "tag": "lti.attacks.tag",
     },

@@ -19,6 +19,7 @@ from lti.registry import Registry, Settings
 if TYPE_CHECKING:
     import torch
 
+    from lti.defenses.likelihood import Likelihood
     from lti.gradients.layout import ParameterLayout
 
 __all__ = ["DEFENSES", "Defense", "Matching"]
@@ -39,6 +40,11 @@ class Defense(Settings):
     parameter, and large gradients need not be joined."""
     matching: ClassVar[Matching] = "cosine"
     """The distance by which gradient matching compares with what was received."""
+    widths: ClassVar[tuple[float, ...]] = (0.03, 0.1, 0.3)
+    """How wide the likelihood may be, in order, from which the attacker chooses on auxiliary data:
+    in units of how far the gradients of first reconstructions are from the true ones."""
+    evidence: ClassVar[tuple[float, ...]] = (1.0, 0.3, 0.1, 0.03, 0.01)
+    """Weights of the log-likelihood, likewise: below 1 where coordinates tell the same twice."""
 
     defense_at: Literal["sample", "batch"] = Field(
         "sample",
@@ -110,6 +116,20 @@ class Defense(Settings):
             ``(b, k)`` float32.
         """
         return gradient
+
+    def likelihood(self, *, batch_size: int, width: torch.Tensor) -> Likelihood | None:
+        """Return how probable an observation is, given gradients; None: not known.
+
+        Args:
+            batch_size: samples whose gradients are averaged after the defense, or, where it
+                defends the mean, before.
+            width: ``(p,)``, how far a coordinate may be off where the defense itself is exact.
+        """
+        return None
+
+    def averages(self, batch_size: int) -> bool:
+        """Return whether an observation is the mean of several defended gradients."""
+        return batch_size > 1 and self.defense_at == "sample"
 
     def defend(self, gradient: torch.Tensor, *, generator: torch.Generator) -> torch.Tensor:
         """Apply the whole defense to ``(b, p)`` gradients, as a client does."""

@@ -26,7 +26,14 @@ if TYPE_CHECKING:
     from lti.inverters.trained import TrainedInverter
     from lti.progress import Progress
 
-__all__ = ["INVERTERS", "Inverter", "NetworkInverter", "Task", "TrainingSample"]
+__all__ = [
+    "INVERTERS",
+    "Inverter",
+    "NetworkInverter",
+    "Task",
+    "TrainingSample",
+    "held_out_size",
+]
 
 
 @dataclass(frozen=True)
@@ -59,6 +66,11 @@ class TrainingSample:
     positions: Mapping[str, torch.Tensor] = field(default_factory=dict)
     """Mean inputs of the positions, ``(T, k)`` by weight: see
     :meth:`lti.projections.Projection.positions`."""
+
+
+def held_out_size(samples: int, batch_size: int, share: float) -> int:
+    """Return how many of an auxiliary set's samples, its last ones, no inverter learns from."""
+    return max(8, batch_size, round(samples * share))
 
 
 class Inverter(Settings):

@@ -14,7 +14,7 @@ from lti.compute import Compute, memory_budget
 from lti.data.samples import as_input
 from lti.errors import LTIError
 from lti.gradients.batches import TrainingRows
-from lti.inverters.base import Inverter, NetworkInverter, Task, TrainingSample
+from lti.inverters.base import Inverter, NetworkInverter, Task, TrainingSample, held_out_size
 from lti.inverters.head import ClassifierHead
 from lti.inverters.network import Decoder
 from lti.inverters.token_inputs import TokenInputs
@@ -93,7 +93,7 @@ class AuxiliaryData:
                 f"{self.store.path}: {self.store.n_rows} rows for {stored} samples in {self.views} "
                 f"views; expected {stored * self.views}. Delete it and run the same command again."
             )
-        held = max(8, self.batch_size, round(samples * holdout))
+        held = held_out_size(samples, self.batch_size, holdout)
         if samples - held < self.batch_size:
             raise LTIError(
                 f"{samples} auxiliary samples; expected at least {held + self.batch_size}. Use "

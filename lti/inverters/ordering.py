@@ -7,7 +7,7 @@ from itertools import permutations
 
 import torch
 
-__all__ = ["best_order", "matched_cross_entropy", "matched_mse"]
+__all__ = ["best_order", "matched_cross_entropy", "matched_mse", "squared_distance"]
 
 ENUMERATED = 5  # up to this batch size all orderings are tried at once (120)
 
@@ -55,7 +55,7 @@ def matched_mse(
     Source: Wu et al. 2023, section 4 (the minimum over the orderings of the batch).
     """
     if output.shape[1] > 1:
-        order = best_order(_squared_distance(output.detach(), target), label)
+        order = best_order(squared_distance(output.detach(), target), label)
         target = target[torch.arange(len(target), device=order.device)[:, None], order]
     return (output - target).square().flatten(1).mean(dim=1)
 
@@ -83,7 +83,7 @@ def matched_cross_entropy(
     return cost.gather(2, order[:, :, None]).mean(dim=(1, 2))
 
 
-def _squared_distance(output: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+def squared_distance(output: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
     """Return the squared distance of each output to each target of its batch, ``(b, B, B)``."""
     x, y = output.flatten(2), target.flatten(2)
     cost = -2 * x @ y.transpose(1, 2) + y.square().sum(dim=2)[:, None]

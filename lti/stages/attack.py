@@ -14,6 +14,8 @@ __all__ = ["FILES", "run_attack"]
 FILES = {
     "inverter": ("inverter",),
     "generator": ("generator",),
+    "prior": ("prior",),
+    "start": ("start",),
     "gradients": ("gradients", "manifest", "auxiliary"),
 }
 """The files behind each of an attack's needs."""
@@ -121,6 +123,7 @@ def run_attack(
     tensors = {"reconstruction": reconstruction.sample}
     if reconstruction.objective is not None and reconstruction.step is not None:
         tensors |= {"objective": reconstruction.objective, "objective_step": reconstruction.step}
+    tensors |= reconstruction.diagnostics
     write_tensors(output, tensors, metadata)
     digest = digest_arrays({key: value.numpy() for key, value in tensors.items()})
     write_json(card, {**metadata, "digest": digest})

@@ -1,6 +1,7 @@
 import shlex
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import lti
 from lti.attacks import ATTACKS
@@ -59,6 +60,7 @@ FITTED = f"{RESULTS}/projections/{{auxiliary}}/{{fl_model}}/{{projection}}/{{sto
 GRADIENTS = f"{RESULTS}/gradients/{{auxiliary}}/{{fl_model}}/{{projection}}/{{stored}}"
 OBSERVATIONS = f"{RESULTS}/observations/{{victims}}/{{fl_model}}/b{{batch_size}}/{{projected}}/{{defense}}"
 INVERTER = f"{RESULTS}/inverters/{{auxiliary}}/{{fl_model}}/{{projection}}/b{{batch_size}}/{{defense}}/{{inverter}}"
+PRIOR = f"{RESULTS}/priors/{{auxiliary}}/{{fl_model}}/b{{batch_size}}/{{defense}}/{{attack}}"
 GENERATOR = f"{RESULTS}/generators/{{auxiliary}}/{{generator}}"
 ATTACKED = "{victims}/{fl_model}/b{batch_size}/{defense}/{attack}"
 RECONSTRUCTIONS = f"{RESULTS}/reconstructions/{ATTACKED}"

@@ -216,6 +216,26 @@ def knowledge_files(wildcards):
             defense=wildcards.defense,
             inverter=attack.inverter,
         )
+    if "prior" in attack.needs:
+        files["prior"] = fill(
+            PRIOR,
+            ".safetensors",
+            auxiliary=auxiliary,
+            fl_model=wildcards.fl_model,
+            batch_size=wildcards.batch_size,
+            defense=wildcards.defense,
+            attack=split_attack(wildcards)[0],
+        )
+    if "start" in attack.needs:
+        files["start"] = fill(
+            RECONSTRUCTIONS,
+            ".safetensors",
+            victims=wildcards.victims,
+            fl_model=wildcards.fl_model,
+            batch_size=wildcards.batch_size,
+            defense=wildcards.defense,
+            attack=f"{attack.start}@{auxiliary}",
+        )
     if "generator" in attack.needs:
         files["generator"] = fill(
             GENERATOR, ".safetensors", auxiliary=auxiliary, generator=attack.generator
@@ -227,6 +247,43 @@ def knowledge_files(wildcards):
                 suffix, wildcards, auxiliary, attack.projection
             )
     return files
+
+
+def start_on(wildcards):
+    """The attack whose reconstructions another one refines, with its settings on this cell."""
+    return PLAN.attack_on(
+        attack_on(wildcards).start,
+        fl_model=wildcards.fl_model,
+        batch_size=int(wildcards.batch_size),
+        defense=wildcards.defense,
+    )
+
+
+def start_inverter(suffix):
+    """The inverter whose reconstructions are refined."""
+    return lambda wildcards: fill(
+        INVERTER,
+        suffix,
+        auxiliary=wildcards.auxiliary,
+        fl_model=wildcards.fl_model,
+        projection=start_on(wildcards).projection,
+        batch_size=wildcards.batch_size,
+        defense=wildcards.defense,
+        inverter=start_on(wildcards).inverter,
+    )
+
+
+def fitted_to_refine(suffix):
+    """What that inverter's projection is made of; nothing where its settings say all."""
+    return lambda wildcards: fitted_to_train(suffix)(
+        SimpleNamespace(
+            auxiliary=wildcards.auxiliary,
+            fl_model=wildcards.fl_model,
+            batch_size=wildcards.batch_size,
+            defense=wildcards.defense,
+            projection=start_on(wildcards).projection,
+        )
+    )
 
 
 def knowledge_cards(wildcards):

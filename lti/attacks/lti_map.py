@@ -1,0 +1,236 @@
+"""LTI-MAP: the inverter's reconstruction, refined to the most probable one."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from itertools import combinations
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from pydantic import Field
+
+from lti.attacks.base import ATTACKS, Attack, Observations, Reconstruction
+from lti.checkpoint import Checkpoint
+from lti.errors import LTIError
+from lti.files import digest_arrays, read_tensors
+from lti.fl_models import network_digest
+
+if TYPE_CHECKING:
+    import torch
+
+    from lti.attacks.refinement import Client, Refinement
+    from lti.compute import Compute
+    from lti.progress import Progress
+
+__all__ = ["MaximumAPosteriori", "PriorKind"]
+
+PriorKind = Literal["errors", "images", "identity"]
+"""What a sample is expected to be like: the first reconstruction, with the covariance of its
+errors or with the same variance in every pixel; or any image, with the covariance of images."""
+
+
+@dataclass(frozen=True)
+class Known:
+    """What is made before the attack."""
+
+    refinement: Refinement
+    facts: Mapping[str, Any]
+    start: torch.Tensor
+    """``(n, B, c, h, w)``."""
+    start_facts: Mapping[str, Any]
+    digest: str
+
+
+@ATTACKS.register("lti-map", source="This project; docs/lti-map.md")
+class MaximumAPosteriori(Attack):
+    """Refine another attack's reconstructions by what the defense's likelihood says.
+
+    Minimises ``-log p(observation | gradient(x), defense) + (x - mu)' C^-1 (x - mu) / 2`` by
+    Gauss-Newton steps. Prior, width and weight of the likelihood were chosen on held-out
+    auxiliary data (``lti fit-prior``). A victim's refinement that is implausible under the prior
+    is refused, and where refining did not help on held-out data, or the defense states no
+    likelihood, the result is that of the other attack.
+    """
+
+    needs = ("prior", "start")
+
+    start: str = Field(description="A key of `attacks` that uses lti: what is refined.")
+    priors: list[PriorKind] = Field(
+        ["errors", "images"],
+        min_length=1,
+        description=(
+            "Priors to choose from: about the first reconstruction, `errors` has the covariance "
+            "of its errors and `identity` their variance; `images` is of any image."
+        ),
+    )
+    rank: int = Field(
+        512, ge=0, description="Most directions of a covariance beyond its frequencies' variances."
+    )
+    tuning: int = Field(
+        32, ge=2, description="Held-out client batches on which the choice is made."
+    )
+    held_out: int = Field(
+        1000, ge=8, description="Held-out auxiliary samples, at most, that the prior is taken from."
+    )
+    images: int = Field(
+        4096, ge=2, description="Auxiliary images, at most, whose covariance is that of any image."
+    )
+    seed: int = Field(0, description="Root seed of the noise on held-out gradients.")
+    iterations: int = Field(15, ge=1, description="Most Gauss-Newton steps.")
+    inner: int = Field(40, ge=1, description="Most iterations of conjugate gradients a step.")
+
+    def load(self, files: Mapping[str, Path], *, compute: Compute) -> Known:
+        """Read the prior and the first reconstructions."""
+        from lti.attacks.refinement import Refinement
+
+        refinement, facts = Refinement.load(files["prior"], device=compute.device)
+        tensors, start_facts = read_tensors(files["start"])
+        start = tensors["reconstruction"]
+        digest = digest_arrays({"start": start.numpy(), "off": refinement.off.cpu().numpy()})
+        return Known(refinement, facts, start, start_facts, digest)
+
+    def reconstruct(
+        self,
+        observations: Observations,
+        *,
+        compute: Compute,
+        seed: int,
+        progress: Progress,
+        checkpoints: Path,
+        knowledge: Any = None,
+    ) -> Reconstruction:
+        """Return the most probable samples (see :class:`lti.attacks.Attack`).
+
+        Raises:
+            LTIError: labels unknown, a prior or reconstructions of something else, or a defense
+                that states no likelihood after all.
+        """
+        import torch
+
+        from lti.attacks.refinement import Client
+
+        known: Known = knowledge
+        self._check(observations, known)
+        count = len(observations.gradient)
+        start = known.start[:count]
+        if not known.facts["helps"]:
+            progress.say(f"not refined: {known.facts['reason']}")
+            return Reconstruction(start)
+        label = observations.label
+        if label is None:
+            raise LTIError(
+                f"attack {self.name} got unknown labels; expected known ones: it explains the "
+                f"gradient of the loss at the labels. Use {self.start}."
+            )
+        client = Client(
+            observations.model, observations.network, observations.defense, observations.batch_size
+        )
+        at_once = client.at_once(compute.device)
+        progress.start(total=count * self.iterations, unit="steps")
+        parts = []
+        for first in range(0, count, at_once):
+            rows = slice(first, min(first + at_once, count))
+            observed = observations.gradient[rows]
+            settings = {
+                **self.canonical(),
+                "observed": digest_arrays({"gradient": observed.numpy()}),
+                "knowledge": known.digest,
+            }
+            checkpoint = Checkpoint(
+                checkpoints / f"victims-{rows.start}-{rows.stop}.safetensors", settings
+            )
+            given = tuple(part.to(compute.device) for part in (start[rows], observed, label[rows]))
+            if not known.facts["ordered"]:
+                given = (_in_order(client, known.refinement, *given), *given[1:])
+            refined = known.refinement.refine(
+                client,
+                *given,
+                iterations=self.iterations,
+                inner=self.inner,
+                checkpoint=checkpoint,
+                progress=progress,
+            )
+            parts.append(refined)
+        kept = torch.cat([part[1] for part in parts]).cpu()
+        found = [part[2] for part in parts]
+        converged = sum(int((~part.active).sum()) for part in found)
+        progress.say(
+            f"{int(kept.sum()):,} of {count:,} batches refined, {converged:,} of them converged"
+        )
+        return Reconstruction(
+            torch.cat([part[0] for part in parts]).cpu(),
+            torch.cat([part.objective for part in found]).cpu(),
+            torch.arange(self.iterations + 1),
+            {
+                "slope": torch.cat([part.slope for part in found]).cpu(),
+                "converged": torch.cat([~part.active for part in found]).cpu(),
+                "refined": kept,
+            },
+        )
+
+    def _check(self, observations: Observations, known: Known) -> None:
+        expected = {
+            "defense": observations.defense.canonical(),
+            "fl_model_digest": network_digest(observations.network),
+            "batch_size": observations.batch_size,
+        }
+        if (got := {key: known.facts[key] for key in expected}) != expected:
+            raise LTIError(
+                f"the prior is of {got}; the observations are of {expected}. Delete the prior and "
+                f"run the same command again."
+            )
+        if observations.projection.name != "identity":
+            raise LTIError(
+                f"attack {self.name} got observations under {observations.projection.canonical()}; "
+                f"expected whole gradients. Give the observations of an identity projection."
+            )
+        asked = len(observations.gradient)
+        shape = (asked, observations.batch_size, *observations.sample_shape)
+        if known.start[:asked].shape != shape:
+            raise LTIError(
+                f"{self.start}: got reconstructions of shape {tuple(known.start.shape)}; expected "
+                f"{shape} or more. Lower `victims` to what {self.start} attacks."
+            )
+        if known.start_facts.get("defense_settings") != expected["defense"]:
+            raise LTIError(
+                f"{self.start}: got reconstructions under "
+                f"{known.start_facts.get('defense_settings')}; expected {expected['defense']}. "
+                f"Give those of the same observations."
+            )
+
+
+def _in_order(
+    client: Client,
+    refinement: Refinement,
+    start: torch.Tensor,
+    observed: torch.Tensor,
+    label: torch.Tensor,
+) -> torch.Tensor:
+    """Return the samples of each batch in the order of the labels that explains it best.
+
+    Pairs are exchanged as long as that helps.
+    """
+    import torch
+
+    likelihood = client.defense.likelihood(
+        batch_size=client.batch_size, width=refinement.width * refinement.off
+    )
+    assert likelihood is not None
+
+    @torch.no_grad()
+    def value(sample: torch.Tensor) -> torch.Tensor:
+        return likelihood.terms(client.predict(likelihood, sample, label), observed).value
+
+    best, lowest = start.clone(), value(start)
+    improved = True
+    while improved:
+        improved = False
+        for i, j in combinations(range(start.shape[1]), 2):
+            tried = best.clone()
+            tried[:, [i, j]] = best[:, [j, i]]
+            now = value(tried)
+            better = now < lowest
+            best[better], lowest[better] = tried[better], now[better]
+            improved = improved or bool(better.any())
+    return best

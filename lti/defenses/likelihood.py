@@ -1,0 +1,162 @@
+"""How probable an observation is, given gradients: what a defense adds and takes away.
+
+A likelihood has two halves. ``predict`` maps the samples' gradients to what the server would
+receive but for noise, and is differentiable. ``terms`` compares a prediction with an observation,
+coordinate by coordinate: the negative logarithm of the probability, its derivative, and a
+curvature that is never negative, as Gauss-Newton steps need it.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+
+__all__ = ["Gaussian", "Likelihood", "MeanOfPruned", "MeanOfSigns", "Pruned", "Signs", "Terms"]
+
+
+class Terms(NamedTuple):
+    """The negative log-likelihood of observations, without constants."""
+
+    value: torch.Tensor
+    """``(n,)``, in nats."""
+    score: torch.Tensor
+    """``(n, p)``, its derivative by the prediction."""
+    curvature: torch.Tensor
+    """``(n, p)``, at least 0: the second derivative, or its expectation."""
+
+
+class Likelihood(ABC):
+    """Of one defense. ``of_mean``: it takes the mean gradient of a batch, not each sample's."""
+
+    of_mean: bool = True
+
+    def predict(self, gradient: torch.Tensor) -> torch.Tensor:
+        """Return what would be received but for noise, ``(n, p)``.
+
+        Args:
+            gradient: ``(n, 1, p)`` where ``of_mean``, else ``(n, B, p)``.
+        """
+        return gradient[:, 0]
+
+    @abstractmethod
+    def terms(self, predicted: torch.Tensor, observed: torch.Tensor) -> Terms:
+        """Compare ``(n, p)`` predictions and observations."""
+
+
+@dataclass(frozen=True)
+class Gaussian(Likelihood):
+    """The prediction with independent noise of standard deviation ``std``, ``(p,)`` or a scalar."""
+
+    std: torch.Tensor
+
+    def terms(self, predicted: torch.Tensor, observed: torch.Tensor) -> Terms:
+        """Return the squares, half of them (see the base)."""
+        off = (predicted - observed) / self.std
+        curvature = (1 / self.std.square()).expand_as(predicted)
+        return Terms(0.5 * off.square().sum(dim=1), off / self.std, curvature)
+
+
+@dataclass(frozen=True)
+class Signs(Likelihood):
+    """Signs of one gradient: a probit of ``width``, ``(p,)``; a sign of 0 says nothing.
+
+    The signs of the true gradient are certain. What is not is the gradient of a sample nearby:
+    ``width`` is how far it may be from the true one.
+    """
+
+    width: torch.Tensor
+
+    def terms(self, predicted: torch.Tensor, observed: torch.Tensor) -> Terms:
+        """Return -log Phi(sign x gradient / width) (see the base)."""
+        margin = observed * predicted / self.width
+        hazard = _hazard(margin)
+        seen = observed.abs()
+        value = -(torch.special.log_ndtr(margin) * seen).sum(dim=1)
+        curvature = seen * hazard * (hazard + margin) / self.width.square()
+        return Terms(value, -observed * hazard / self.width, curvature)
+
+
+@dataclass(frozen=True)
+class MeanOfSigns(Likelihood):
+    """The mean of B samples' signs: each expected to be 2 Phi(gradient / width) - 1."""
+
+    width: torch.Tensor
+    batch_size: int
+    of_mean = False
+
+    def predict(self, gradient: torch.Tensor) -> torch.Tensor:
+        """Return the mean expected sign."""
+        return torch.erf(gradient / (self.width * math.sqrt(2))).mean(dim=1)
+
+    def terms(self, predicted: torch.Tensor, observed: torch.Tensor) -> Terms:
+        """Return squares, as if of B independent signs of variance 1 (see the base)."""
+        off = (predicted - observed) * self.batch_size
+        return Terms(
+            0.5 * off.square().sum(dim=1) / self.batch_size,
+            off,
+            torch.full_like(predicted, self.batch_size),
+        )
+
+
+@dataclass(frozen=True)
+class Pruned(Likelihood):
+    """A pruned gradient: what was kept is exact to ``width``, ``(p,)``; what was not is smaller.
+
+    The threshold is the least magnitude that was kept. A dropped coordinate lies within it, give
+    or take ``width``.
+    """
+
+    width: torch.Tensor
+
+    def terms(self, predicted: torch.Tensor, observed: torch.Tensor) -> Terms:
+        """Return squares where kept, -log Phi of both margins where dropped (see the base)."""
+        kept = observed != 0
+        magnitude = torch.where(kept, observed.abs(), torch.inf)
+        threshold = magnitude.amin(dim=1, keepdim=True)
+        above, below = (threshold - predicted) / self.width, (threshold + predicted) / self.width
+        high, low = _hazard(above), _hazard(below)
+        off = (predicted - observed) / self.width
+        dropped = -torch.special.log_ndtr(above) - torch.special.log_ndtr(below)
+        bend = high * (high + above) + low * (low + below)
+        return Terms(
+            torch.where(kept, 0.5 * off.square(), dropped).sum(dim=1),
+            torch.where(kept, off, high - low) / self.width,
+            torch.where(kept, 1.0, bend) / self.width.square(),
+        )
+
+
+@dataclass(frozen=True)
+class MeanOfPruned(Likelihood):
+    """The mean of B pruned gradients, each with a soft threshold; exact to ``width``, ``(p,)``.
+
+    Which samples kept a coordinate is not seen. A sample is expected to keep it with probability
+    Phi((magnitude - threshold) / width); the threshold is that of its gradient as it is.
+    """
+
+    width: torch.Tensor
+    kept: int
+    batch_size: int
+    of_mean = False
+
+    def predict(self, gradient: torch.Tensor) -> torch.Tensor:
+        """Return the mean of what is expected to be kept."""
+        magnitude = gradient.abs()
+        place = magnitude.shape[2] - self.kept + 1
+        threshold = magnitude.detach().kthvalue(place, dim=2, keepdim=True).values
+        share = torch.special.ndtr((magnitude - threshold) / self.width)
+        return (gradient * share).mean(dim=1)
+
+    def terms(self, predicted: torch.Tensor, observed: torch.Tensor) -> Terms:
+        """Return squares (see the base)."""
+        return Gaussian(self.width / self.batch_size).terms(predicted, observed)
+
+
+def _hazard(margin: torch.Tensor) -> torch.Tensor:
+    """Return phi(m) / Phi(m), -d log Phi(m) / dm's negative, stable far into both tails."""
+    return torch.exp(
+        -0.5 * margin.square() - 0.5 * math.log(2 * math.pi) - torch.special.log_ndtr(margin)
+    )
