@@ -22,6 +22,7 @@ __all__ = ["Calibration", "HeldOut", "calibrate", "psnr"]
 
 SURE = 2.0  # standard errors by which a refinement must help
 WORTH = 0.02  # dB by which other settings must be better
+FLAT = 1e4  # times the errors' variance: next to no prior
 BEYOND = 1.5  # times the farthest held-out result: a victim's beyond that is refused
 
 
@@ -199,7 +200,7 @@ def _priors(
             mean = images.mean(dim=0)
             yield kind, Covariance.fit(images - mean, rank=rank), mean
         else:
-            variance = float(error.square().mean())
+            variance = float(error.square().mean()) * (FLAT if kind == "flat" else 1.0)
             yield kind, Covariance.isotropic(tuple(nothing.shape), variance), nothing
 
 

@@ -15,6 +15,7 @@ from lti.checkpoint import Checkpoint
 from lti.errors import LTIError
 from lti.files import digest_arrays, read_tensors
 from lti.fl_models import network_digest
+from lti.seeding import torch_generator
 
 if TYPE_CHECKING:
     import torch
@@ -25,9 +26,10 @@ if TYPE_CHECKING:
 
 __all__ = ["MaximumAPosteriori", "PriorKind"]
 
-PriorKind = Literal["errors", "images", "identity"]
+PriorKind = Literal["errors", "images", "identity", "flat"]
 """What a sample is expected to be like: the first reconstruction, with the covariance of its
-errors or with the same variance in every pixel; or any image, with the covariance of images."""
+errors, with the same variance in every pixel, or with next to no bounds; or any image, with the
+covariance of images."""
 
 
 @dataclass(frozen=True)
@@ -61,8 +63,12 @@ class MaximumAPosteriori(Attack):
         min_length=1,
         description=(
             "Priors to choose from: about the first reconstruction, `errors` has the covariance "
-            "of its errors and `identity` their variance; `images` is of any image."
+            "of its errors, `identity` their variance and `flat` ten thousand times that; `images` "
+            "is of any image."
         ),
+    )
+    from_noise: bool = Field(
+        False, description="Begin at a draw from the prior, not at the first reconstruction."
     )
     rank: int = Field(
         512, ge=0, description="Most directions of a covariance beyond its frequencies' variances."
@@ -127,6 +133,10 @@ class MaximumAPosteriori(Attack):
             observations.model, observations.network, observations.defense, observations.batch_size
         )
         at_once = client.at_once(compute.device)
+        draw = None
+        if self.from_noise:
+            shape = (count, observations.batch_size, known.refinement.covariance.dimension)
+            draw = torch.randn(shape, generator=torch_generator(seed, self.name, "begin"))
         progress.start(total=count * self.iterations, unit="steps")
         parts = []
         for first in range(0, count, at_once):
@@ -143,9 +153,11 @@ class MaximumAPosteriori(Attack):
             given = tuple(part.to(compute.device) for part in (start[rows], observed, label[rows]))
             if not known.facts["ordered"]:
                 given = (_in_order(client, known.refinement, *given), *given[1:])
+            begin = None if draw is None else draw[rows].to(compute.device)
             refined = known.refinement.refine(
                 client,
                 *given,
+                begin=begin,
                 iterations=self.iterations,
                 inner=self.inner,
                 checkpoint=checkpoint,

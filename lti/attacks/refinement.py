@@ -114,6 +114,7 @@ class Refinement:
         *,
         iterations: int,
         inner: int,
+        begin: torch.Tensor | None = None,
         checkpoint: Checkpoint | None = None,
         progress: Progress | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor, Maximum]:
@@ -126,6 +127,7 @@ class Refinement:
             label: int64 ``(n, B)``.
             iterations: the most Gauss-Newton steps.
             inner: the most iterations of conjugate gradients a step.
+            begin: ``(n, B, d)`` whitened coordinates of where to begin; None: at ``start``.
             checkpoint: of this work.
             progress: told of every step.
 
@@ -145,7 +147,8 @@ class Refinement:
                 f"what is known of its gradients. Give it a method `likelihood`."
             )
         posterior = self.posterior(client, likelihood, start, observed, label)
-        begin = self.covariance.whiten(start - posterior.mean)
+        if begin is None:
+            begin = self.covariance.whiten(start - posterior.mean)
         found = maximise(
             posterior,
             begin,

@@ -17,6 +17,8 @@ import torch
 
 __all__ = ["Gaussian", "Likelihood", "MeanOfPruned", "MeanOfSigns", "Pruned", "Signs", "Terms"]
 
+FAR = -15.0  # standard deviations
+
 
 class Terms(NamedTuple):
     """The negative log-likelihood of observations, without constants."""
@@ -76,7 +78,7 @@ class Signs(Likelihood):
         hazard = _hazard(margin)
         seen = observed.abs()
         value = -(torch.special.log_ndtr(margin) * seen).sum(dim=1)
-        curvature = seen * hazard * (hazard + margin) / self.width.square()
+        curvature = seen * _bend(margin, hazard) / self.width.square()
         return Terms(value, -observed * hazard / self.width, curvature)
 
 
@@ -121,7 +123,7 @@ class Pruned(Likelihood):
         high, low = _hazard(above), _hazard(below)
         off = (predicted - observed) / self.width
         dropped = -torch.special.log_ndtr(above) - torch.special.log_ndtr(below)
-        bend = high * (high + above) + low * (low + below)
+        bend = _bend(above, high) + _bend(below, low)
         return Terms(
             torch.where(kept, 0.5 * off.square(), dropped).sum(dim=1),
             torch.where(kept, off, high - low) / self.width,
@@ -156,7 +158,14 @@ class MeanOfPruned(Likelihood):
 
 
 def _hazard(margin: torch.Tensor) -> torch.Tensor:
-    """Return phi(m) / Phi(m), -d log Phi(m) / dm's negative, stable far into both tails."""
+    """Return phi(m) / Phi(m), the derivative of log Phi(m), far into both tails."""
     return torch.exp(
         -0.5 * margin.square() - 0.5 * math.log(2 * math.pi) - torch.special.log_ndtr(margin)
     )
+
+
+def _bend(margin: torch.Tensor, hazard: torch.Tensor) -> torch.Tensor:
+    """Return -d^2 log Phi(m) / dm^2, in [0, 1]; where terms cancel, its expansion."""
+    far = margin < FAR
+    expansion = 1 - 1 / torch.where(far, margin, FAR).square()
+    return torch.where(far, expansion, hazard * (hazard + margin)).clamp(0, 1)
