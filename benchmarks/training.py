@@ -31,8 +31,8 @@ from lti.gradients.layout import ParameterLayout
 from lti.gradients.per_sample import per_sample_gradient_function
 from lti.gradients.store import StoreSettings, write_store
 from lti.inverters import INVERTERS
+from lti.inverters.auxiliary_data import AuxiliaryData
 from lti.inverters.base import NetworkInverter
-from lti.inverters.inputs import AuxiliaryData
 from lti.inverters.train import train_inverter
 from lti.progress import Progress
 

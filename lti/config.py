@@ -14,6 +14,8 @@ from lti.config_checks import (
     experiment_problems,
     parsed_attacks,
     report_problems,
+)
+from lti.config_data_checks import (
     shift_problems,
     synthetic_problems,
     tokenizer_problems,

@@ -2,41 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from itertools import combinations
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from lti.attacks import ATTACKS, Attack
 from lti.attacks.base import as_list
-from lti.data.dataset import DATASETS, Dataset
-from lti.data.samples import Modality
-from lti.data.synthetic import SyntheticDataset
-from lti.data.text import TextDataset
+from lti.config_data_checks import include_problems, modality_of, unknown, used_shift_problems
 from lti.errors import LTIError
 from lti.fl_models import FL_MODELS
 from lti.inverters import INVERTERS, Inverter
 from lti.metrics import METRICS
 
 if TYPE_CHECKING:
-    from lti.config import Config, Experiment, Report, Shift
+    from lti.config import Config, Experiment, Report
 
 __all__ = [
     "attack_problems",
     "experiment_problems",
     "parsed_attacks",
     "report_problems",
-    "shift_problems",
-    "synthetic_problems",
-    "tokenizer_problems",
-    "unknown",
 ]
-
-
-def unknown(where: str, value: Any, known: Iterable[str]) -> Iterator[str]:
-    """Yield what is wrong with a name that is not among the known ones."""
-    names = sorted(known)
-    if value not in names:
-        yield f"{where}: got {value!r}; allowed: {', '.join(names)}"
 
 
 REFERENCES = {
@@ -77,99 +62,6 @@ def _named_by(config: Config, key: str) -> list[str]:
     if key == "start":  # those that invert
         return [name for name, attack in parsed_attacks(config) if "inverter" in attack.needs]
     return list(getattr(config, REFERENCES[key]))
-
-
-def _modality(config: Config, experiment: Experiment) -> Modality | None:
-    """Return the modality of an experiment's data set; None if that is wrong itself."""
-    try:
-        return DATASETS.parse(config.datasets.get(experiment.dataset, {})).modality
-    except LTIError:
-        return None
-
-
-def _datasets(config: Config) -> Iterator[tuple[str, Dataset]]:
-    """Yield the data sets whose settings are right, by identifier."""
-    for key, settings in config.datasets.items():
-        try:
-            yield key, DATASETS.parse(settings)
-        except LTIError:
-            continue  # said of the data set itself
-
-
-def synthetic_problems(config: Config) -> Iterator[str]:
-    """Check that synthetic data sets imitate one that is there, read, and of their modality."""
-    parsed = dict(_datasets(config))
-    for key, dataset in parsed.items():
-        if not isinstance(dataset, SyntheticDataset):
-            continue
-        known = [
-            name
-            for name, other in parsed.items()
-            if other.modality == dataset.modality and not isinstance(other, SyntheticDataset)
-        ]
-        yield from unknown(f"datasets.{key}.of", dataset.of, known)
-
-
-def tokenizer_problems(config: Config) -> Iterator[str]:
-    """Check that data sets of text that take another's tokenizer name one that has its own."""
-    parsed = {k: data for k, data in _datasets(config) if isinstance(data, TextDataset)}
-    for key, dataset in parsed.items():
-        if dataset.tokenizer is not None:
-            known = [name for name, other in parsed.items() if other.tokenizer is None]
-            yield from unknown(f"datasets.{key}.tokenizer", dataset.tokenizer, known)
-
-
-def shift_problems(config: Config, where: str, shift: Shift) -> Iterator[str]:
-    """Check that what is shifted is there, and shares no class with what is like the victims."""
-    pools = [(None, shift.classes), *((pool.dataset, pool.classes) for pool in shift.shifted)]
-    for number, (dataset, classes) in enumerate(pools[1:]):
-        place = f"{where}.shifted[{number}]"
-        if dataset is not None:
-            yield from unknown(f"{place}.dataset", dataset, config.datasets)
-        for other, known in pools[: number + 1]:
-            if other != dataset:
-                continue
-            if classes is None or known is None:
-                yield f"{place}: got all of a data set that is drawn from before it; name classes"
-            elif shared := sorted(set(classes) & set(known)):
-                yield f"{place}.classes: got {shared[0]}, drawn from before it; allowed: others"
-
-
-def _shift_problems(config: Config, where: str, experiment: Experiment) -> Iterator[str]:
-    """Check an experiment's shift, and that its data set has victims."""
-    auxiliary = experiment.auxiliary
-    parsed = dict(_datasets(config))
-    dataset = parsed.get(experiment.dataset)
-    if isinstance(dataset, SyntheticDataset):
-        yield f"{where}.dataset: got {experiment.dataset!r}, which is synthetic; allowed: others"
-    if auxiliary.shift is None:
-        if auxiliary.beta != 1:
-            yield f"{where}.auxiliary.beta: got {auxiliary.beta:g} without a shift; allowed: 1"
-        return
-    yield from unknown(f"{where}.auxiliary.shift", auxiliary.shift, config.shifts)
-    if dataset is None or auxiliary.shift not in config.shifts:
-        return
-    shift = config.shifts[auxiliary.shift]
-    for pool in shift.shifted:
-        other = parsed.get(pool.dataset or experiment.dataset, dataset)
-        if other.modality != dataset.modality:
-            yield (
-                f"{where}.auxiliary.shift: got {auxiliary.shift!r} with {pool.dataset!r} of "
-                f"modality {other.modality}; allowed: {dataset.modality}"
-            )
-    names = [experiment.dataset, *(pool.dataset or experiment.dataset for pool in shift.shifted)]
-    for one, two in combinations(dict.fromkeys(names), 2):
-        if one in parsed and two in parsed and (shared := parsed[one].shared(parsed[two])):
-            yield (
-                f"{where}.auxiliary.shift: got {auxiliary.shift!r} with {one} and {two}, which "
-                f"both hold {shared}; allowed: data sets that share nothing"
-            )
-    for label in shift.classes or ():
-        if not 0 <= label < dataset.num_classes:
-            yield (
-                f"{where}.auxiliary.shift: got {auxiliary.shift!r} with class {label}; allowed: "
-                f"the labels of {experiment.dataset}, 0 to {dataset.num_classes - 1}"
-            )
 
 
 def _variation_problems(config: Config, where: str, experiment: Experiment) -> Iterator[str]:
@@ -223,9 +115,23 @@ def _inverters(config: Config, experiment: Experiment) -> Iterator[tuple[str, In
             continue  # said of the inverter itself
 
 
+def _attack_problems(config: Config, where: str, experiment: Experiment) -> Iterator[str]:
+    """Attacks must reconstruct what the data set holds."""
+    modality = modality_of(config, experiment)
+    parsed = dict(parsed_attacks(config))
+    for value in experiment.attacks:
+        made = parsed[value].modality if value in parsed else None
+        if None not in (modality, made) and made != modality:
+            yield (
+                f"{where}: got {value!r}, which reconstructs samples of modality {made}, where "
+                f"data set {experiment.dataset} is of modality {modality}; allowed: one for "
+                f"{modality}"
+            )
+
+
 def _inverter_problems(config: Config, where: str, experiment: Experiment) -> Iterator[str]:
     """Inverters must make what the data set holds, and find the mirrored images they ask for."""
-    modality = _modality(config, experiment)
+    modality = modality_of(config, experiment)
     for name, inverter, batch_size in _inverters(config, experiment):
         if inverter.single and batch_size > 1:
             yield (
@@ -247,7 +153,7 @@ def _inverter_problems(config: Config, where: str, experiment: Experiment) -> It
 
 def _fl_model_problems(config: Config, where: str, experiment: Experiment) -> Iterator[str]:
     """FL models must be known, and take what the data set holds."""
-    modality = _modality(config, experiment)
+    modality = modality_of(config, experiment)
     for value in experiment.fl_models:
         yield from unknown(where, value, config.fl_models)
         try:
@@ -263,7 +169,7 @@ def _fl_model_problems(config: Config, where: str, experiment: Experiment) -> It
 
 def _metric_problems(config: Config, where: str, experiment: Experiment) -> Iterator[str]:
     """Metrics must be known, and compare what the data set holds."""
-    modality = _modality(config, experiment)
+    modality = modality_of(config, experiment)
     for value in experiment.metrics or ():
         if value not in METRICS or modality in (None, METRICS[value].modality):
             yield from unknown(where, value, METRICS)
@@ -275,23 +181,10 @@ def _metric_problems(config: Config, where: str, experiment: Experiment) -> Iter
         )
 
 
-def _include_problems(config: Config, where: str, experiment: Experiment) -> Iterator[str]:
-    named, size = experiment.victims.include, experiment.victims.size
-    if len(named) > size:
-        yield f"{where}: got {len(named)} samples; allowed: up to the number of victims, {size}"
-    for value in dict.fromkeys(value for value in named if named.count(value) > 1):
-        yield f"{where}: got {value!r} more than once; allowed: once"
-    for value in named:
-        if isinstance(value, int) and value < 0:
-            yield f"{where}: got {value}; allowed: positions of 0 or more"
-        elif isinstance(value, str) and _modality(config, experiment) == "image":
-            yield f"{where}: got {value!r} of what is no text; allowed: positions"
-
-
 def experiment_problems(config: Config, where: str, experiment: Experiment) -> Iterator[str]:
     """Check the names of other entries in an experiment, and what must go together."""
     yield from unknown(f"{where}.dataset", experiment.dataset, config.datasets)
-    yield from _shift_problems(config, where, experiment)
+    yield from used_shift_problems(config, where, experiment)
     yield from _variation_problems(config, where, experiment)
     for axis in ("fl_models", "batch_sizes", "defenses", "attacks", "metrics"):
         values = getattr(experiment, axis) or []
@@ -302,6 +195,7 @@ def experiment_problems(config: Config, where: str, experiment: Experiment) -> I
             yield from unknown(f"{where}.{axis}", value, getattr(config, axis))
     yield from _fl_model_problems(config, f"{where}.fl_models", experiment)
     yield from _metric_problems(config, f"{where}.metrics", experiment)
+    yield from _attack_problems(config, f"{where}.attacks", experiment)
     yield from _inverter_problems(config, where, experiment)
     for batch_size in experiment.batch_sizes:
         if not 1 <= batch_size <= experiment.victims.size:
@@ -309,7 +203,7 @@ def experiment_problems(config: Config, where: str, experiment: Experiment) -> I
                 f"{where}.batch_sizes: got {batch_size}; allowed: 1 to the number of victims, "
                 f"{experiment.victims.size}"
             )
-    yield from _include_problems(config, f"{where}.victims.include", experiment)
+    yield from include_problems(config, f"{where}.victims.include", experiment)
     if experiment.pictured > experiment.victims.size:
         yield (
             f"{where}.pictured: got {experiment.pictured}; allowed: 1 to the number of victims, "

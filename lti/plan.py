@@ -309,30 +309,6 @@ class Plan:
         sets = self._auxiliary_sets(self.experiment(experiment))
         return list(dict.fromkeys(chosen.identifier for chosen in sets))
 
-    def curve_of(self, experiment: str) -> str | None:
-        """Return what an experiment's auxiliary sets differ in, ``aux_size`` or ``beta``.
-
-        None: there is one, or they differ in their seeds alone.
-        """
-        sets = self._auxiliary_sets(self.experiment(experiment))
-        if len({chosen.size for chosen in sets}) > 1:
-            return "aux_size"
-        return "beta" if len({chosen.beta for chosen in sets}) > 1 else None
-
-    def curve_note(self, experiment: str) -> str:
-        """Return how long the inverters behind an experiment's curves are trained, in words."""
-        notes: dict[str, None] = {}
-        for cell in self.cells(experiment):
-            attack = self.attack_on(
-                cell.attack.partition("@")[0],
-                fl_model=cell.fl_model,
-                batch_size=cell.batch_size,
-                defense=cell.defense,
-            )
-            if (name := getattr(attack, "inverter", None)) is not None:
-                notes[self.inverters[name].length] = None
-        return " ".join(notes)
-
     def modality_of(self, experiment: str) -> Modality:
         """Return the modality of an experiment's data set."""
         modality: Modality = self.datasets[self.experiment(experiment).dataset].modality

@@ -20,9 +20,10 @@ from lti.gradients.layout import ParameterLayout
 from lti.gradients.per_sample import per_sample_gradient_function
 from lti.gradients.store import StoreSettings, write_store
 from lti.inverters import INVERTERS
+from lti.inverters.auxiliary_data import AuxiliaryData, targets
 from lti.inverters.batch_encoder import BatchEncoder, batch_encoder_statistics
 from lti.inverters.head import ClassifierHead
-from lti.inverters.inputs import AuxiliaryData, TrainingInputs, statistics_sample, targets
+from lti.inverters.inputs import TrainingInputs, statistics_sample
 from lti.inverters.network import RawGradient
 from lti.inverters.ordering import best_order, matched_cross_entropy, matched_mse
 from lti.inverters.separate import label_features, separate

@@ -11,6 +11,7 @@ import yaml
 
 import lti
 from lti.config import parse_config
+from lti.curve_plan import curve_note, curve_of
 from lti.errors import LTIError
 from lti.files import canonical_json
 from lti.plan import Plan
@@ -117,6 +118,16 @@ def test_the_shipped_configuration_is_valid():
             "inverters/tuned",
             {"use": "paper-text"},
             r"small\.attacks: got one with inverters\.tuned, which makes samples of modality text",
+        ),
+        (
+            "attacks/ig",
+            {"use": "tag"},
+            r"small\.attacks: got 'ig', which reconstructs samples of modality text, where data",
+        ),
+        (
+            "attacks/refined",
+            {"use": "lti-map", "start": "ig"},
+            r"attacks\.refined\.start: got 'ig'; allowed: lti",
         ),
         ("fl_models/lenet/seed", "x", r"fl_models\.lenet\.seed: got 'x'; .*integer"),
         ("defenses/gauss/sigma", 0, r"defenses\.gauss\.sigma: got 0; .*greater than 0"),
@@ -459,8 +470,8 @@ def test_variations_are_every_combination_and_smaller_sets_are_of_the_largest(va
         assert plan.auxiliary[name].of == 64
     attacks = [c.attack for c in plan.cells("small") if c.defense == "none"]
     assert attacks == [f"lti@{name}" for name in plan.auxiliary_of("small")]
-    assert plan.curve_of("small") == "aux_size"
-    assert plan.curve_note("small").startswith("Trained for 2 epochs; the epoch best on held-out")
+    assert curve_of(plan, "small") == "aux_size"
+    assert curve_note(plan, "small").startswith("Trained for 2 epochs; the epoch best on held-out")
     change(values, "experiments/small/variations", [{"size": [8]}])
     with pytest.raises(LTIError, match=r"variations\[0\]\.size\[0\]: got 8; .*equal to 16"):
         parse_config(values)

@@ -262,7 +262,7 @@ def test_chain_page_has_the_paths_of_the_rules() -> None:
     paths = {re.sub(r"\{+(\w+)\}+", r"<\1>", pattern) for pattern in patterns}
     experiments = [path for path in named if path.startswith("experiments/<experiment>/")]
     reports = [path for path in named if path.startswith("reports/<report>/")]
-    assert len(experiments) == 5 and len(reports) == 1 and len(named) == 20
+    assert len(experiments) == 5 and len(reports) == 1 and len(named) == 21
     assert set(named) - set(experiments) - set(reports) <= paths
 
 

@@ -26,9 +26,10 @@ from lti.gradients.per_sample import per_sample_gradient_function
 from lti.gradients.store import StoreSettings, write_store
 from lti.inverters import INVERTERS
 from lti.inverters import inputs as inputs_module
+from lti.inverters.auxiliary_data import AuxiliaryData, targets
 from lti.inverters.decoder import image_components
 from lti.inverters.encoder import GradientEncoder, encoder_statistics, factor_features
-from lti.inverters.inputs import AuxiliaryData, TrainingInputs, targets
+from lti.inverters.inputs import TrainingInputs
 from lti.inverters.network import RawGradient
 from lti.inverters.train import train_inverter
 from lti.inverters.trained import TrainedInverter

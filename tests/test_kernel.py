@@ -23,8 +23,8 @@ from lti.gradients.store import StoreSettings, write_store
 from lti.inverters import INVERTERS, cholesky
 from lti.inverters import kernel_fit as kernel_module
 from lti.inverters import kernel_network as network_module
+from lti.inverters.auxiliary_data import AuxiliaryData
 from lti.inverters.cholesky import inverse_diagonal, solve_in_place
-from lti.inverters.inputs import AuxiliaryData
 from lti.inverters.kernel_network import Landmarks, neural_tangent_kernel
 from lti.inverters.refiner import Refiner
 from lti.inverters.trained import TrainedInverter

@@ -14,6 +14,15 @@ from scipy import fft
 from lti.attacks import ATTACKS, Observations
 from lti.attacks.calibrate import HeldOut, calibrate, psnr
 from lti.attacks.gauss_newton import Posterior, maximise
+from lti.attacks.likelihood import (
+    Gaussian,
+    Likelihood,
+    MeanOfPruned,
+    MeanOfSigns,
+    Pruned,
+    Signs,
+    likelihood_of,
+)
 from lti.attacks.lti_map import Known
 from lti.attacks.prior import Covariance, dct_matrix
 from lti.attacks.refinement import Client, Refinement
@@ -21,14 +30,6 @@ from lti.checkpoint import Checkpoint
 from lti.compute import Compute
 from lti.defenses import DEFENSES
 from lti.defenses.base import Defense
-from lti.defenses.likelihood import (
-    Gaussian,
-    Likelihood,
-    MeanOfPruned,
-    MeanOfSigns,
-    Pruned,
-    Signs,
-)
 from lti.errors import LTIError
 from lti.fl_models import attacked, network_digest
 from lti.gradients.layout import ParameterLayout
@@ -97,7 +98,7 @@ def test_narrow_likelihoods_predict_what_the_defense_sends(lenet, images):
     narrow = torch.full((gradient.shape[2],), 1e-30)
     for settings_, tolerance in (({"use": "sign"}, 1e-3), ({"use": "prune", "rate": 0.9}, 1e-6)):
         defense = DEFENSES.parse(settings_)
-        likelihood = defense.likelihood(batch_size=3, width=narrow)
+        likelihood = likelihood_of(defense, batch_size=3, width=narrow)
         received = Client(*lenet, defense, 3).receive(gradient, torch.Generator())
         off = (likelihood.predict(gradient) - received).abs()
         # Gradients of exactly 0, and the one at the threshold, are on the edge.
@@ -109,7 +110,9 @@ def test_noise_of_a_mean_is_that_of_the_samples_over_the_root_of_their_number():
     width = torch.ones(4)
     for at, expected in (("sample", 0.1), ("batch", 0.2)):
         defense = DEFENSES["gauss"](sigma=0.2, defense_at=at)
-        assert float(defense.likelihood(batch_size=4, width=width).std) == pytest.approx(expected)
+        assert float(likelihood_of(defense, batch_size=4, width=width).std) == pytest.approx(
+            expected
+        )
 
 
 # Priors.

@@ -17,9 +17,9 @@ from lti.gradients.layout import ParameterLayout
 from lti.gradients.per_sample import per_sample_gradient_function
 from lti.gradients.store import StoreSettings, write_store
 from lti.inverters import INVERTERS
+from lti.inverters.auxiliary_data import AuxiliaryData
 from lti.inverters.base import Task, TrainingSample
 from lti.inverters.encoder import encoder_statistics
-from lti.inverters.inputs import AuxiliaryData
 from lti.inverters.position_parts import PositionParts, part_statistics
 from lti.inverters.span_decoder import SpanDecoder
 from lti.inverters.span_encoder import SpanEncoder, span_places

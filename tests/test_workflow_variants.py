@@ -5,9 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from workflow_runner import AUXILIARY, CONFIG, VICTIMS, Checkout
 
 from lti.data import read_selection
+from lti.files import read_json, read_tensors
 
 FEW = {"use": "principal", "components": 8, "samples": 40}
 
@@ -22,11 +24,19 @@ def checkout(tmp_path_factory) -> Checkout:
             "attacks": {
                 "lti": {**CONFIG["attacks"]["lti"], "projection": "few"},
                 "nearest": {"use": "nearest", "projection": "few"},
+                "lti-map": {
+                    "use": "lti-map",
+                    "start": "lti",
+                    "tuning": 2,
+                    "iterations": 2,
+                    "inner": 3,
+                    "overrides": [{"when": {"batch_size": 1}, "victims": 5}],
+                },
                 "lti-kernel": {"use": "lti", "inverter": "kernel", "projection": "whole"},
             },
             "inverters": {**CONFIG["inverters"], "kernel": {"use": "kernel"}},
             "experiments": {
-                "tiny": {**tiny, "attacks": ["lti", "nearest"]},
+                "tiny": {**tiny, "attacks": ["lti", "lti-map", "nearest"]},
                 "shifted": {
                     **tiny,
                     "defenses": ["gauss"],
@@ -40,7 +50,7 @@ def checkout(tmp_path_factory) -> Checkout:
                     "variations": [{"size": [48, 160]}],
                 },
                 "solved": {**tiny, "defenses": ["sign", "gauss"], "attacks": ["lti-kernel"]},
-                "pairs": {**tiny, "attacks": ["lti"], "batch_sizes": [2], "defenses": ["sign"]},
+                "pairs": {**tiny, "attacks": ["lti-map"], "batch_sizes": [2], "defenses": ["sign"]},
             },
             "datasets": {
                 **CONFIG["datasets"],
@@ -66,12 +76,33 @@ def test_every_stage_uses_what_was_fitted(checkout):
     ]
     for batch_size, defenses in ((1, {"sign", "gauss"}), (2, {"sign"})):
         observed = checkout.results / f"observations/{VICTIMS}/lenet/b{batch_size}"
-        whole = ["whole"] if batch_size == 1 else []  # of `solved`
         names = sorted(path.name for path in observed.iterdir())
-        assert names == [f"few@{AUXILIARY}", *whole]
+        assert names == [f"few@{AUXILIARY}", "whole"]
         stores = (observed / f"few@{AUXILIARY}").glob("*.zarr")
         assert {store.stem for store in stores} == defenses
     assert checkout.planned("both") == []
+
+
+def test_a_refinement_begins_at_what_it_refines(checkout):
+    """Also where the first reconstructions are in no experiment themselves."""
+    for batch_size, defense, victims in ((1, "sign", 5), (1, "gauss", 5), (2, "sign", 4)):
+        cell = f"{VICTIMS}/lenet/b{batch_size}/{defense}"
+        folder = checkout.results / "reconstructions" / cell
+        first = read_tensors(folder / f"lti@{AUXILIARY}.safetensors")[0]["reconstruction"]
+        refined = read_tensors(folder / f"lti-map@{AUXILIARY}.safetensors")[0]
+        prior = checkout.results / f"priors/{AUXILIARY}/lenet/b{batch_size}/{defense}"
+        card = read_json(prior / "lti-map.json")
+        tried = pd.read_csv(prior / "lti-map.tried.csv")
+        assert card["helps"] == ("refined" in refined)
+        assert {"errors", "images"} == set(tried["prior"])
+        taken = tried[(tried["prior"] == card["prior"]) & (tried["width"] == card["width"])]
+        assert (taken["psnr_after"] > tried["psnr_after"].max() - 0.021).any()
+        assert refined["reconstruction"].shape == (victims, *first.shape[1:])
+        same = refined["reconstruction"] == first[:victims]
+        kept = refined.get("refined", torch.zeros(victims, dtype=torch.bool))
+        assert torch.equal(same.flatten(1).all(dim=1), ~kept)
+        rows = pd.read_csv(checkout.results / f"metrics/{cell}/lti-map@{AUXILIARY}.csv")
+        assert len(rows) == victims * batch_size
 
 
 def test_an_auxiliary_set_with_a_shift_is_of_three_sources(checkout):

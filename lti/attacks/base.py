@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field, ValidationError, model_validator
 
+from lti.data.samples import Modality
 from lti.errors import LTIError
 from lti.fl_models import attacked
 from lti.gradients.layout import ParameterLayout
@@ -116,6 +117,8 @@ class Attack(Settings):
     """
 
     needs: ClassVar[tuple[Need, ...]] = ()
+    modality: ClassVar[Modality | None] = None
+    """What it reconstructs; None: whatever there is."""
 
     victims: int | None = Field(
         None, ge=1, description="Attack only the first so many victim batches; null: all."

@@ -8,14 +8,15 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from lti.attacks.likelihood import likelihood_of
 from lti.attacks.prior import Covariance
 from lti.attacks.refinement import Client, Refinement
 from lti.gradients.layout import ParameterLayout
 from lti.inverters.ordering import best_order, squared_distance
 
 if TYPE_CHECKING:
+    from lti.attacks.likelihood import Likelihood
     from lti.attacks.lti_map import PriorKind
-    from lti.defenses import Defense
     from lti.progress import Progress
 
 __all__ = ["Calibration", "HeldOut", "calibrate", "psnr"]
@@ -121,7 +122,8 @@ def calibrate(
         Refinement(kind, covariance, mean, off, width=1.0, evidence=1.0)
         for kind, covariance, mean in _priors(held_out, images, priors, rank, few)
     )
-    if client.defense.likelihood(batch_size=client.batch_size, width=off) is None:
+    likelihood = likelihood_of(client.defense, batch_size=client.batch_size, width=off)
+    if likelihood is None:
         reason = f"defense {client.defense.name} states no likelihood"
         return Calibration(next(made), False, reason, [])
 
@@ -156,7 +158,7 @@ def calibrate(
         )
         return Attempt(replace(refinement, farthest=BEYOND * farthest), after)
 
-    best = max((_climb(attempt, client.defense, prior) for prior in made), key=Attempt.score)
+    best = max((_climb(attempt, likelihood, prior) for prior in made), key=Attempt.score)
     gain = best.after - before
     sure = float(gain.mean()) - SURE * float(gain.std()) / len(gain) ** 0.5
     reason = f"{float(gain.mean()):+.2f} dB on {len(gain)} held-out samples, {sure:+.2f} for sure"
@@ -164,10 +166,10 @@ def calibrate(
 
 
 def _climb(
-    attempt: Callable[[Refinement], Attempt], defense: Defense, prior: Refinement
+    attempt: Callable[[Refinement], Attempt], likelihood: Likelihood, prior: Refinement
 ) -> Attempt:
     """Return the best attempt that neighbours in width and evidence lead to."""
-    widths, weights = defense.widths, defense.evidence
+    widths, weights = likelihood.widths, likelihood.weights
     place = (len(widths) // 2, len(weights) // 2)
     best = attempt(replace(prior, width=widths[place[0]], evidence=weights[place[1]]))
     known = {place}

@@ -18,8 +18,8 @@ import torch
 from lti.checkpoint import Checkpoint
 
 if TYPE_CHECKING:
+    from lti.attacks.likelihood import Likelihood
     from lti.attacks.prior import Covariance
-    from lti.defenses.likelihood import Likelihood
     from lti.progress import Progress
 
 __all__ = ["Maximum", "Posterior", "maximise"]

@@ -17,6 +17,8 @@ __all__ = ["ImageMatching", "total_variation"]
 class ImageMatching(OptimisationAttack):
     """Base of the attacks that match gradients of images."""
 
+    modality = "image"
+
     tv: float = Field(1e-4, ge=0, description="Weight of the total variation.")
 
     def objective(self, problems: Problems, image: torch.Tensor) -> torch.Tensor:

@@ -56,6 +56,7 @@ class MaximumAPosteriori(Attack):
     """
 
     needs = ("prior", "start")
+    modality = "image"
 
     start: str = Field(description="A key of `attacks` that uses lti: what is refined.")
     priors: list[PriorKind] = Field(
@@ -225,8 +226,10 @@ def _in_order(
     """
     import torch
 
-    likelihood = client.defense.likelihood(
-        batch_size=client.batch_size, width=refinement.width * refinement.off
+    from lti.attacks.likelihood import likelihood_of
+
+    likelihood = likelihood_of(
+        client.defense, batch_size=client.batch_size, width=refinement.width * refinement.off
     )
     assert likelihood is not None
 

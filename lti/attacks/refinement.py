@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Self
 import torch
 
 from lti.attacks.gauss_newton import Maximum, Posterior, maximise
+from lti.attacks.likelihood import likelihood_of
 from lti.attacks.prior import Covariance
 from lti.compute import memory_budget
 from lti.errors import LTIError
@@ -20,10 +21,10 @@ from lti.gradients.per_sample import group_gradient_function
 if TYPE_CHECKING:
     from torch import nn
 
+    from lti.attacks.likelihood import Likelihood
     from lti.attacks.lti_map import PriorKind
     from lti.checkpoint import Checkpoint
     from lti.defenses import Defense
-    from lti.defenses.likelihood import Likelihood
     from lti.fl_models import FLModel
     from lti.progress import Progress
 
@@ -138,8 +139,8 @@ class Refinement:
         Raises:
             LTIError: the defense has no likelihood.
         """
-        likelihood = client.defense.likelihood(
-            batch_size=client.batch_size, width=self.width * self.off
+        likelihood = likelihood_of(
+            client.defense, batch_size=client.batch_size, width=self.width * self.off
         )
         if likelihood is None:
             raise LTIError(

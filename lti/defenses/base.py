@@ -19,7 +19,7 @@ from lti.registry import Registry, Settings
 if TYPE_CHECKING:
     import torch
 
-    from lti.defenses.likelihood import Likelihood
+    from lti.attacks.likelihood import Likelihood
     from lti.gradients.layout import ParameterLayout
 
 __all__ = ["DEFENSES", "Defense", "Matching"]
@@ -40,11 +40,6 @@ class Defense(Settings):
     parameter, and large gradients need not be joined."""
     matching: ClassVar[Matching] = "cosine"
     """The distance by which gradient matching compares with what was received."""
-    widths: ClassVar[tuple[float, ...]] = (0.03, 0.1, 0.3)
-    """How wide the likelihood may be, in order, from which the attacker chooses on auxiliary data:
-    in units of how far the gradients of first reconstructions are from the true ones."""
-    evidence: ClassVar[tuple[float, ...]] = (1.0, 0.3, 0.1, 0.03, 0.01)
-    """Weights of the log-likelihood, likewise: below 1 where coordinates tell the same twice."""
 
     defense_at: Literal["sample", "batch"] = Field(
         "sample",
@@ -118,11 +113,13 @@ class Defense(Settings):
         return gradient
 
     def likelihood(self, *, batch_size: int, width: torch.Tensor) -> Likelihood | None:
-        """Return how probable an observation is, given gradients; None: not known.
+        """Return how probable an observation is, given gradients; None: not stated here.
+
+        Those of this project's defenses are in :mod:`lti.attacks.likelihood`, so that gradients do
+        not depend on how they are attacked.
 
         Args:
-            batch_size: samples whose gradients are averaged after the defense, or, where it
-                defends the mean, before.
+            batch_size: samples of a client batch.
             width: ``(p,)``, how far a coordinate may be off where the defense itself is exact.
         """
         return None

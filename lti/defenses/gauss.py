@@ -11,17 +11,12 @@ from lti.defenses.base import DEFENSES, Defense
 if TYPE_CHECKING:
     import torch
 
-    from lti.defenses.likelihood import Likelihood
-
 __all__ = ["GaussianPerturbation"]
 
 
 @DEFENSES.register("gauss", source="Wu et al. 2023, section 5")
 class GaussianPerturbation(Defense):
     """Add N(0, sigma^2) to every coordinate."""
-
-    widths = (1.0,)
-    evidence = (1.0, 0.5, 0.2, 0.1, 0.03)
 
     sigma: float = Field(0.1, gt=0.0, description="Standard deviation of the noise.")
 
@@ -41,12 +36,3 @@ class GaussianPerturbation(Defense):
         if counts is not None:
             noise *= counts.to(noise).sqrt()
         return gradient.add(noise, alpha=self.sigma)
-
-    def likelihood(self, *, batch_size: int, width: torch.Tensor) -> Likelihood:
-        """Return that of the noise; several samples' is averaged (see the base)."""
-        import torch
-
-        from lti.defenses.likelihood import Gaussian
-
-        count = batch_size if self.averages(batch_size) else 1
-        return Gaussian(torch.as_tensor(self.sigma / count**0.5).to(width))

@@ -11,8 +11,6 @@ from lti.defenses.base import DEFENSES, Defense
 if TYPE_CHECKING:
     import torch
 
-    from lti.defenses.likelihood import Likelihood
-
 __all__ = ["GradientPruning"]
 
 
@@ -47,14 +45,6 @@ class GradientPruning(Defense):
             left = kept - (magnitude > smallest)[tied].sum(dim=1, keepdim=True)
             keep[tied] &= ~equal | (equal.cumsum(dim=1) <= left)
         return torch.where(keep, gradient, 0.0)
-
-    def likelihood(self, *, batch_size: int, width: torch.Tensor) -> Likelihood:
-        """Return that of what was kept and of what was dropped (see the base)."""
-        from lti.defenses.likelihood import MeanOfPruned, Pruned
-
-        if self.averages(batch_size):
-            return MeanOfPruned(width, self.kept(len(width)), batch_size)
-        return Pruned(width)
 
 
 def _kth_largest(magnitude: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:

@@ -9,8 +9,6 @@ from lti.defenses.base import DEFENSES, Defense
 if TYPE_CHECKING:
     import torch
 
-    from lti.defenses.likelihood import Likelihood
-
 __all__ = ["SignCompression"]
 
 
@@ -26,9 +24,3 @@ class SignCompression(Defense):
     def deterministic(self, gradient: torch.Tensor) -> torch.Tensor:
         """Return the signs, ``(b, p)`` float32."""
         return gradient.sign()
-
-    def likelihood(self, *, batch_size: int, width: torch.Tensor) -> Likelihood:
-        """Return a probit, of several samples the mean's moments (see the base)."""
-        from lti.defenses.likelihood import MeanOfSigns, Signs
-
-        return MeanOfSigns(width, batch_size) if self.averages(batch_size) else Signs(width)

@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from lti.checkpoint import Checkpoint
     from lti.compute import Compute
     from lti.gradients.layout import ParameterLayout
+    from lti.inverters.auxiliary_data import AuxiliaryData
     from lti.inverters.head import ClassifierHead
-    from lti.inverters.inputs import AuxiliaryData
     from lti.inverters.network import InverterNetwork
     from lti.inverters.token_inputs import TokenInputs
     from lti.inverters.trained import TrainedInverter

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from lti.checkpoint import Checkpoint
     from lti.compute import Compute
-    from lti.inverters.inputs import AuxiliaryData
+    from lti.inverters.auxiliary_data import AuxiliaryData
     from lti.inverters.network import InverterNetwork
     from lti.inverters.trained import TrainedInverter
     from lti.progress import Progress

@@ -13,9 +13,10 @@ from torch import nn
 from lti.checkpoint import Checkpoint
 from lti.compute import Compute, peak_memory_mib
 from lti.errors import LTIError
+from lti.inverters.auxiliary_data import AuxiliaryData, targets
 from lti.inverters.cholesky import inverse_diagonal, solve_in_place
 from lti.inverters.decoder import image_components
-from lti.inverters.inputs import AuxiliaryData, held_out_error, held_out_inputs, targets
+from lti.inverters.inputs import held_out_error, held_out_inputs
 from lti.inverters.kernel import KernelInverter
 from lti.inverters.kernel_network import BLOCK, KernelDecoder, KernelEncoder, Landmarks
 from lti.inverters.network import InverterNetwork

@@ -12,14 +12,13 @@ from torch import nn
 from lti.checkpoint import Checkpoint
 from lti.compute import Compute, peak_memory_mib
 from lti.errors import LTIError
+from lti.inverters.auxiliary_data import AuxiliaryData, targets
 from lti.inverters.base import NetworkInverter
 from lti.inverters.inputs import (
-    AuxiliaryData,
     TrainingInputs,
     held_out_error,
     held_out_inputs,
     statistics_sample,
-    targets,
 )
 from lti.inverters.trained import TrainedInverter, precision_of
 from lti.seeding import derive_seed

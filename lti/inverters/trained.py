@@ -18,7 +18,7 @@ from lti.inverters.network import InverterNetwork
 from lti.projections import PROJECTIONS, Projection
 
 if TYPE_CHECKING:
-    from lti.inverters.inputs import AuxiliaryData
+    from lti.inverters.auxiliary_data import AuxiliaryData
 
 __all__ = ["TrainedInverter", "precision_of"]
 

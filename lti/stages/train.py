@@ -48,7 +48,7 @@ def train_inverter(
     from lti.gradients.layout import ParameterLayout
     from lti.gradients.store import GradientStore
     from lti.inverters import INVERTERS
-    from lti.inverters.inputs import AuxiliaryData
+    from lti.inverters.auxiliary_data import AuxiliaryData
     from lti.modules import source_digest
     from lti.progress import Progress
     from lti.projections import PROJECTIONS, load_projection

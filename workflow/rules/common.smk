@@ -16,6 +16,7 @@ from lti.inverters import INVERTERS
 from lti.metrics import METRICS
 from lti.metrics.backbones import check_available
 from lti.modules import source_files
+from lti.curve_plan import curve_note, curve_of
 from lti.plan import Plan
 from lti.projections import PROJECTIONS
 from snakemake.exceptions import WorkflowError

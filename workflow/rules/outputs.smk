@@ -87,7 +87,7 @@ def curve_files(experiment):
 
 
 def results_of(experiment):
-    if PLAN.curve_of(experiment) is not None:
+    if curve_of(PLAN, experiment) is not None:
         return [
             f"{RESULTS}/experiments/{experiment}/summary.csv",
             *curve_files(experiment),

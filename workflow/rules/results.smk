@@ -110,8 +110,8 @@ rule draw_curves:
             f"--metric {name}"
             for name in PLAN.metrics_of_experiment(wildcards.experiment)
         ],
-        over=lambda wildcards: PLAN.curve_of(wildcards.experiment),
-        note=lambda wildcards: PLAN.curve_note(wildcards.experiment),
+        over=lambda wildcards: curve_of(PLAN, wildcards.experiment),
+        note=lambda wildcards: curve_note(PLAN, wildcards.experiment),
     shell:
         "lti draw-curves {params.metrics} {params.shown} --over {params.over} --note {params.note:q}"
         " --output {output.png} --pdf {output.pdf} --data {output.data} --log {log}"

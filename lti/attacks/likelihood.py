@@ -11,11 +11,24 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import TYPE_CHECKING, ClassVar, NamedTuple
 
 import torch
 
-__all__ = ["Gaussian", "Likelihood", "MeanOfPruned", "MeanOfSigns", "Pruned", "Signs", "Terms"]
+if TYPE_CHECKING:
+    from lti.defenses import Defense
+
+__all__ = [
+    "Exact",
+    "Gaussian",
+    "Likelihood",
+    "MeanOfPruned",
+    "MeanOfSigns",
+    "Pruned",
+    "Signs",
+    "Terms",
+    "likelihood_of",
+]
 
 FAR = -15.0  # standard deviations
 
@@ -32,9 +45,15 @@ class Terms(NamedTuple):
 
 
 class Likelihood(ABC):
-    """Of one defense. ``of_mean``: it takes the mean gradient of a batch, not each sample's."""
+    """Of one defense."""
 
-    of_mean: bool = True
+    of_mean: ClassVar[bool] = True
+    """Whether it takes the mean gradient of a batch, not each sample's."""
+    widths: ClassVar[tuple[float, ...]] = (0.03, 0.1, 0.3)
+    """Widths from which the attacker chooses on auxiliary data, in order, in units of how far the
+    gradients of first reconstructions are from the true ones."""
+    weights: ClassVar[tuple[float, ...]] = (1.0, 0.3, 0.1, 0.03, 0.01)
+    """Weights of the logarithm, likewise: below 1 where coordinates tell the same twice."""
 
     def predict(self, gradient: torch.Tensor) -> torch.Tensor:
         """Return what would be received but for noise, ``(n, p)``.
@@ -53,6 +72,9 @@ class Likelihood(ABC):
 class Gaussian(Likelihood):
     """The prediction with independent noise of standard deviation ``std``, ``(p,)`` or a scalar."""
 
+    widths: ClassVar[tuple[float, ...]] = (1.0,)
+    weights: ClassVar[tuple[float, ...]] = (1.0, 0.5, 0.2, 0.1, 0.03)
+
     std: torch.Tensor
 
     def terms(self, predicted: torch.Tensor, observed: torch.Tensor) -> Terms:
@@ -60,6 +82,13 @@ class Gaussian(Likelihood):
         off = (predicted - observed) / self.std
         curvature = (1 / self.std.square()).expand_as(predicted)
         return Terms(0.5 * off.square().sum(dim=1), off / self.std, curvature)
+
+
+class Exact(Gaussian):
+    """A gradient that is sent as it is: a Gaussian of numerical width."""
+
+    widths = (1e-3, 1e-2, 1e-1, 1.0, 10.0)
+    weights = (1.0,)
 
 
 @dataclass(frozen=True)
@@ -169,3 +198,33 @@ def _bend(margin: torch.Tensor, hazard: torch.Tensor) -> torch.Tensor:
     far = margin < FAR
     expansion = 1 - 1 / torch.where(far, margin, FAR).square()
     return torch.where(far, expansion, hazard * (hazard + margin)).clamp(0, 1)
+
+
+def likelihood_of(defense: Defense, *, batch_size: int, width: torch.Tensor) -> Likelihood | None:
+    """Return what a defense states itself, or what is known of it here; None: nothing is.
+
+    Args:
+        defense: what the client did.
+        batch_size: samples of its batch.
+        width: ``(p,)``, how far a coordinate may be off where the defense itself is exact.
+    """
+    from lti.defenses.gauss import GaussianPerturbation
+    from lti.defenses.none import NoDefense
+    from lti.defenses.prune import GradientPruning
+    from lti.defenses.sign import SignCompression
+
+    own = defense.likelihood(batch_size=batch_size, width=width)
+    averages = defense.averages(batch_size)
+    if own is not None:
+        return own
+    if isinstance(defense, NoDefense):
+        return Exact(width)
+    if isinstance(defense, GaussianPerturbation):
+        samples = batch_size if averages else 1
+        return Gaussian(torch.as_tensor(defense.sigma / samples**0.5).to(width))
+    if isinstance(defense, SignCompression):
+        return MeanOfSigns(width, batch_size) if averages else Signs(width)
+    if isinstance(defense, GradientPruning):
+        kept = defense.kept(len(width))
+        return MeanOfPruned(width, kept, batch_size) if averages else Pruned(width)
+    return None
