@@ -205,7 +205,7 @@ RULES = {
     *("prepare_tokenizer", "prepare_dataset", "select_auxiliary", "select_victims", "run_attack"),
     *("table1", "table2", "table3", "table_mse", "figure3", "figure4", "figure5", "figure6"),
     *("measure_attack", "summarise_experiment", "draw_reconstructions", "draw_texts"),
-    *("find_near_copies", "table_text"),
+    *("find_near_copies", "table_text", "fit_prior"),
     *("fit_projection", "combine_summaries", "draw_curves", "figure1", "figure2"),
 }
 """Names that an experiment or a report, which are rules too, cannot have."""

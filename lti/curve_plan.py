@@ -25,6 +25,7 @@ def curve_note(plan: Plan, experiment: str) -> str:
     """Return how long the inverters behind an experiment's curves are trained, in words."""
     notes: dict[str, None] = {}
     for cell in plan.cells(experiment):
+        cell = plan.start_of(cell) or cell  # an inverter is behind what is refined, too
         attack = plan.attack_on(
             cell.attack.partition("@")[0],
             fl_model=cell.fl_model,

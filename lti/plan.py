@@ -133,13 +133,29 @@ class Plan:
         self._batches[key] = max(asked, self._batches.get(key, 0))
 
     def start_of(self, cell: Cell) -> Cell | None:
-        """Return the cell whose reconstructions an attack refines; None: it begins anew."""
+        """Return the cell whose reconstructions an attack refines; None: it begins anew.
+
+        Raises:
+            LTIError: that one attacks fewer victims.
+        """
         name, _, auxiliary = cell.attack.partition("@")
         attack = self.attack_on(
             name, fl_model=cell.fl_model, batch_size=cell.batch_size, defense=cell.defense
         )
         start: str | None = getattr(attack, "start", None)
-        return None if start is None else replace(cell, attack=f"{start}@{auxiliary}")
+        if start is None:
+            return None
+        first = self.attack_on(
+            start, fl_model=cell.fl_model, batch_size=cell.batch_size, defense=cell.defense
+        )
+        whole = self.victims[cell.victims][1].size // cell.batch_size
+        if (attack.victims or whole) > (first.victims or whole):
+            raise LTIError(
+                f"attacks.{name}.victims: got {attack.victims or 'all'}, where attacks.{start} "
+                f"attacks {first.victims}; expected no more than that. Lower the one or raise the "
+                f"other."
+            )
+        return replace(cell, attack=f"{start}@{auxiliary}")
 
     def cells(self, name: str) -> Iterator[Cell]:
         """Yield an experiment's cells, in the order of its lists."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -13,18 +13,22 @@ from lti.attacks.prior import Covariance
 from lti.attacks.refinement import Client, Refinement
 from lti.gradients.layout import ParameterLayout
 from lti.inverters.ordering import best_order, squared_distance
+from lti.seeding import torch_generator
 
 if TYPE_CHECKING:
     from lti.attacks.likelihood import Likelihood
-    from lti.attacks.lti_map import PriorKind
+    from lti.attacks.lti_map import MaximumAPosteriori, PriorKind
     from lti.progress import Progress
 
-__all__ = ["Calibration", "HeldOut", "calibrate", "psnr"]
+__all__ = ["TRIED", "Calibration", "HeldOut", "calibrate", "psnr"]
 
 SURE = 2.0  # standard errors by which a refinement must help
 WORTH = 0.02  # dB by which other settings must be better
 FLAT = 1e4  # times the errors' variance: next to no prior
 BEYOND = 1.5  # times the farthest held-out result: a victim's beyond that is refused
+
+TRIED = ("prior", "width", "weight", "psnr_before", "psnr_after", "better", "farthest", "converged")
+"""Columns of what was tried: PSNR in dB, shares of samples and batches in [0, 1]."""
 
 
 @dataclass(frozen=True)
@@ -36,9 +40,17 @@ class HeldOut:
     label: torch.Tensor
     """int64 ``(m, B)``."""
     start: torch.Tensor
-    """``(m, B, c, h, w)``, the inverter's reconstructions, in the order of the labels."""
+    """``(m, B, c, h, w)``, the inverter's reconstructions."""
+    ordered: bool
+    """Whether these are in the order of the labels."""
     observed: torch.Tensor
-    """``(k, p)`` of the first k batches, on which settings are compared."""
+    """``(2 k, p)``: on the first k batches settings are compared, on the next k confirmed."""
+
+    def part(self, first: int, last: int | None) -> HeldOut:
+        """Return some of the batches, with what was observed of them."""
+        rows = slice(first, last)
+        cut = (self.sample[rows], self.label[rows], self.start[rows])
+        return HeldOut(*cut, self.ordered, self.observed[rows])
 
 
 @dataclass(frozen=True)
@@ -51,127 +63,139 @@ class Calibration:
     reason: str
     """Why, in a sentence."""
     tried: list[dict[str, Any]]
-    """A record for each: prior, width, evidence, psnr_before, psnr_after, better (the share of
-    samples), farthest (the greatest squared coordinates), converged (the share of batches)."""
+    """A record (:data:`TRIED`) of each attempt; the last one confirms the best on other batches."""
 
 
 @dataclass(frozen=True)
 class Attempt:
-    """Settings, and the PSNR that they reach on each sample."""
+    """Settings, and the PSNR before and after on each sample."""
 
     refinement: Refinement
+    before: torch.Tensor
     after: torch.Tensor
+    record: dict[str, Any]
 
     def score(self) -> float:
-        """Return the mean."""
+        """Return the mean PSNR after."""
         return float(self.after.mean())
 
 
-def psnr(output: torch.Tensor, target: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
-    """Return the PSNR in dB of each sample, ``(n B,)``, of ``(n, B, ...)`` in [0, 1].
+def psnr(output: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    """Return the PSNR in dB of each sample, ``(n, B)``, of ``(n, B, ...)``.
 
-    Samples of equal labels are told apart by the least error.
+    Clamped to [0, 1], and matched inside a batch by the least error, as the metrics are.
     """
     output = output.clamp(0, 1)
-    matched = _matched(target, output, label)
-    error = (output - matched).square().flatten(2).mean(dim=2)
-    return -10 * error.flatten().clamp_min(1e-12).log10()
+    error = (output - _matched(target, output)).square().flatten(2).mean(dim=2)
+    return -10 * error.clamp_min(1e-10).log10()
 
 
-def _matched(target: torch.Tensor, output: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
-    """Return targets in the order of the outputs; both have their labels'."""
-    order = best_order(squared_distance(output, target), label)
+def _matched(target: torch.Tensor, output: torch.Tensor) -> torch.Tensor:
+    """Return targets in the order of the outputs."""
+    order = best_order(squared_distance(output, target))
     return target[torch.arange(len(target), device=order.device)[:, None], order]
 
 
 def calibrate(
+    attack: MaximumAPosteriori,
     client: Client,
     held_out: HeldOut,
     images: torch.Tensor,
     *,
     layout: ParameterLayout,
-    priors: Sequence[PriorKind],
-    rank: int,
-    iterations: int,
-    inner: int,
     progress: Progress,
 ) -> Calibration:
-    """Choose prior, width and evidence by the mean PSNR.
+    """Choose prior, width and weight by the mean PSNR.
 
-    With each prior, width and evidence begin in the middle of what the defense offers and move to
-    neighbours as long as that helps.
+    With each prior, width and weight begin in the middle of what the likelihood offers and move to
+    neighbours as long as that helps. The best is then confirmed on batches that were not looked at.
 
     Args:
+        attack: what refines.
         client: whose gradients are received.
         held_out: auxiliary samples that the inverter has not learned from.
         images: other auxiliary samples, ``(n, c, h, w)`` in [0, 1].
         layout: of the gradient.
-        priors: those to try.
-        rank: of covariances, at most.
-        iterations: see :meth:`Refinement.refine`.
-        inner: see there.
         progress: told of what is tried.
     """
-    few = len(held_out.observed)
-    target, label, start = (
-        part[:few] for part in (held_out.sample, held_out.label, held_out.start)
-    )
-    before = psnr(start, target, label)
-    off = _off(client, start, _matched(target, start, label), label, layout)
+    few = len(held_out.observed) // 2
+    compared, confirming = held_out.part(0, few), held_out.part(few, 2 * few)
+    off = _off(client, held_out.part(0, 2 * few), layout)
     made = (
-        Refinement(kind, covariance, mean, off, width=1.0, evidence=1.0)
-        for kind, covariance, mean in _priors(held_out, images, priors, rank, few)
+        Refinement(kind, covariance, mean, off, width=1.0, weight=1.0)
+        for kind, covariance, mean in _priors(attack, held_out.part(2 * few, None), images)
     )
     likelihood = likelihood_of(client.defense, batch_size=client.batch_size, width=off)
     if likelihood is None:
         reason = f"defense {client.defense.name} states no likelihood"
-        return Calibration(next(made), False, reason, [])
-
+        return Calibration(replace(next(made), farthest=0.0), False, reason, [])
     tried: list[dict[str, Any]] = []
-    at_once = client.at_once(start.device)
 
     def attempt(refinement: Refinement) -> Attempt:
-        parts = [
-            refinement.refine(client, *given, iterations=iterations, inner=inner)
-            for given in zip(
-                *(part.split(at_once) for part in (start, held_out.observed, label)), strict=True
-            )
-        ]
-        after = psnr(torch.cat([part[0] for part in parts]), target, label)
-        lengths = [part[2].z.flatten(1).square().sum(dim=1) for part in parts]
-        farthest = float(torch.cat(lengths).max())
-        active = torch.cat([part[2].active for part in parts])
-        record = {
-            "prior": refinement.prior,
-            "width": refinement.width,
-            "evidence": refinement.evidence,
-            "psnr_before": float(before.mean()),
-            "psnr_after": float(after.mean()),
-            "better": float((after > before).float().mean()),
-            "farthest": farthest,
-            "converged": float((~active).float().mean()),
-        }
-        tried.append(record)
+        tried.append((result := _attempt(attack, client, refinement, compared)).record)
+        record = result.record
         progress.say(
-            f"{refinement.prior}, width {refinement.width:g}, evidence {refinement.evidence:g}: "
+            f"{refinement.prior}, width {refinement.width:g}, weight {refinement.weight:g}: "
             f"{record['psnr_before']:.2f} -> {record['psnr_after']:.2f} dB"
         )
-        return Attempt(replace(refinement, farthest=BEYOND * farthest), after)
+        return result
 
     best = max((_climb(attempt, likelihood, prior) for prior in made), key=Attempt.score)
-    gain = best.after - before
+    chosen = replace(best.refinement, farthest=BEYOND * best.record["farthest"])
+    confirmed = _attempt(attack, client, chosen, confirming)
+    tried.append(confirmed.record)
+    gain = (confirmed.after - confirmed.before).mean(dim=1)  # samples of a batch go together
     sure = float(gain.mean()) - SURE * float(gain.std()) / len(gain) ** 0.5
-    reason = f"{float(gain.mean()):+.2f} dB on {len(gain)} held-out samples, {sure:+.2f} for sure"
-    return Calibration(best.refinement, sure > 0, reason, tried)
+    reason = (
+        f"{float(gain.mean()):+.2f} dB on {len(gain)} other held-out batches, {sure:+.2f} for sure"
+    )
+    return Calibration(chosen, sure > 0, reason, tried)
+
+
+def _attempt(
+    attack: MaximumAPosteriori, client: Client, refinement: Refinement, held_out: HeldOut
+) -> Attempt:
+    count, size = held_out.label.shape
+    begin: torch.Tensor | None = None
+    if attack.from_noise:
+        shape = (count, size, refinement.covariance.dimension)
+        begin = torch.randn(shape, generator=torch_generator(attack.seed, "prior", "begin"))
+        begin = begin.to(held_out.start.device)
+    parts = []
+    at_once = client.at_once(held_out.start.device)
+    for first in range(0, count, at_once):
+        cut = held_out.part(first, first + at_once)
+        parts.append(
+            refinement.refine(
+                client,
+                cut.start,
+                cut.observed,
+                cut.label,
+                ordered=held_out.ordered,
+                begin=None if begin is None else begin[first : first + at_once],
+                iterations=attack.iterations,
+                inner=attack.inner,
+            )
+        )
+    before = psnr(held_out.start, held_out.sample)
+    after = psnr(torch.cat([part[0] for part in parts]), held_out.sample)
+    lengths = torch.cat([part[2].z.flatten(1).norm(dim=1) for part in parts])
+    converged = torch.cat([part[2].converged for part in parts])
+    values = (
+        *(refinement.prior, refinement.width, refinement.weight),
+        *(float(before.mean()), float(after.mean()), float((after > before).float().mean())),
+        *(float(lengths.max()), float(converged.float().mean())),
+    )
+    return Attempt(refinement, before, after, dict(zip(TRIED, values, strict=True)))
 
 
 def _climb(
     attempt: Callable[[Refinement], Attempt], likelihood: Likelihood, prior: Refinement
 ) -> Attempt:
-    """Return the best attempt that neighbours in width and evidence lead to."""
+    """Return the best attempt that neighbours in width and weight lead to."""
     widths, weights = likelihood.widths, likelihood.weights
     place = (len(widths) // 2, len(weights) // 2)
-    best = attempt(replace(prior, width=widths[place[0]], evidence=weights[place[1]]))
+    best = attempt(replace(prior, width=widths[place[0]], weight=weights[place[1]]))
     known = {place}
     moved = True
     while moved:
@@ -181,7 +205,7 @@ def _climb(
             if (i, j) in known or not (0 <= i < len(widths) and 0 <= j < len(weights)):
                 continue
             known.add((i, j))
-            now = attempt(replace(prior, width=widths[i], evidence=weights[j]))
+            now = attempt(replace(prior, width=widths[i], weight=weights[j]))
             if now.score() > best.score() + WORTH:
                 best, place, moved = now, (i, j), True
                 break
@@ -189,34 +213,35 @@ def _climb(
 
 
 def _priors(
-    held_out: HeldOut, images: torch.Tensor, kinds: Sequence[PriorKind], rank: int, few: int
+    attack: MaximumAPosteriori, held_out: HeldOut, images: torch.Tensor
 ) -> Iterator[tuple[PriorKind, Covariance, torch.Tensor]]:
-    """Yield each prior's covariance and mean; errors are those of batches not compared on."""
-    target, start = held_out.sample[few:], held_out.start[few:]
-    error = (_matched(target, start, held_out.label[few:]) - start).flatten(0, 1)
+    """Yield each prior's covariance and mean."""
+    error = (_matched(held_out.sample, held_out.start) - held_out.start).flatten(0, 1)
     nothing = torch.zeros_like(error[0])
-    for kind in kinds:
+    for kind in attack.priors:
         if kind == "errors":
-            yield kind, Covariance.fit(error, rank=rank), nothing
+            yield kind, Covariance.fit(error, rank=attack.rank), nothing
         elif kind == "images":
             mean = images.mean(dim=0)
-            yield kind, Covariance.fit(images - mean, rank=rank), mean
+            yield kind, Covariance.fit(images - mean, rank=attack.rank), mean
         else:
             variance = float(error.square().mean()) * (FLAT if kind == "flat" else 1.0)
-            yield kind, Covariance.isotropic(tuple(nothing.shape), variance), nothing
+            isotropic = Covariance.isotropic(tuple(nothing.shape), variance)
+            yield kind, isotropic.to(error.device), nothing
 
 
-def _off(
-    client: Client,
-    start: torch.Tensor,
-    target: torch.Tensor,
-    label: torch.Tensor,
-    layout: ParameterLayout,
-) -> torch.Tensor:
+def _off(client: Client, held_out: HeldOut, layout: ParameterLayout) -> torch.Tensor:
     """Return :attr:`Refinement.off`."""
+    sample = held_out.sample
+    start = held_out.start
+    if not held_out.ordered:  # the samples' labels go with them
+        order = best_order(squared_distance(sample, start))
+        start = start[torch.arange(len(start), device=start.device)[:, None], order]
     squares = torch.zeros(layout.total, device=start.device)
     with torch.no_grad():
-        for x, y, k in zip(*(part.split(1) for part in (start, target, label)), strict=True):
+        for x, y, k in zip(
+            *(part.split(1) for part in (start, sample, held_out.label)), strict=True
+        ):
             apart = client.gradients(x, k) - client.gradients(y, k)
             squares += apart.square().mean(dim=(0, 1)) / len(start)
     result = torch.empty_like(squares)

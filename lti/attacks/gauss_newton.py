@@ -29,8 +29,9 @@ Predict: TypeAlias = "Callable[[torch.Tensor, torch.Tensor], torch.Tensor]"
 
 SHORTENINGS = 6  # of a step that does not descend, by SHORTER each
 SHORTER = 0.35
-TOLERANCE = 1e-4  # of the relative decrease: below it a problem has converged
-STILL = 1 / 510  # and where its samples move by less than half a grey level, root mean square
+NATS = 0.1  # a problem has converged where a step would decrease the objective by less,
+STILL = 1 / 510  # or move its samples by less than half a grey level, root mean square
+DAMPED = 100.0  # beyond this damping a problem that does not descend is given up
 RESIDUAL = 1e-2  # of conjugate gradients, relative
 
 
@@ -40,8 +41,8 @@ class Posterior:
 
     predict: Predict
     likelihood: Likelihood
-    evidence: float
-    """Weight of the log-likelihood; below 1 where coordinates tell the same twice."""
+    weight: float
+    """Of the log-likelihood; below 1 where coordinates tell the same twice."""
     covariance: Covariance
     mean: torch.Tensor
     """``(n, B, c, h, w)``."""
@@ -58,7 +59,7 @@ class Posterior:
         """Return what is minimised, ``(m,)``."""
         predicted = self.predict(self.sample(z, rows), self.label[rows])
         value = self.likelihood.terms(predicted, self.observed[rows]).value
-        return self.evidence * value + 0.5 * _dot(z, z)
+        return self.weight * value + 0.5 * _dot(z, z)
 
 
 @dataclass
@@ -72,7 +73,9 @@ class Maximum:
     slope: torch.Tensor
     """``(n,)``, the norm of the objective's gradient, where it was evaluated last."""
     active: torch.Tensor
-    """bool ``(n,)``: not converged."""
+    """bool ``(n,)``: neither converged nor given up."""
+    converged: torch.Tensor
+    """bool ``(n,)``."""
     damping: torch.Tensor
     """``(n,)``, what is added to the matrix's diagonal."""
 
@@ -105,6 +108,7 @@ def maximise(
         torch.zeros(count, iterations + 1, device=device),
         torch.full((count,), torch.inf, device=device),
         torch.ones(count, dtype=torch.bool, device=device),
+        torch.zeros(count, dtype=torch.bool, device=device),
         torch.zeros(count, device=device),
     )
     done = 0
@@ -139,7 +143,7 @@ def _step(posterior: Posterior, found: Maximum, rows: torch.Tensor, step: int, i
         (pulled,) = torch.autograd.grad(predicted, sample, cotangent, create_graph=True)
     covariance = posterior.covariance
     terms = posterior.likelihood.terms(predicted.detach(), posterior.observed[rows])
-    weight = posterior.evidence * terms.curvature
+    curvature = posterior.weight * terms.curvature
 
     def push(direction: torch.Tensor) -> torch.Tensor:
         image = covariance.to_image(direction)
@@ -150,11 +154,11 @@ def _step(posterior: Posterior, found: Maximum, rows: torch.Tensor, step: int, i
         (image,) = torch.autograd.grad(predicted, sample, residual, retain_graph=True)
         return covariance.to_coordinates(image)
 
-    slope = z + pull(posterior.evidence * terms.score)
+    slope = z + pull(posterior.weight * terms.score)
     damping = found.damping[rows]
 
     def product(direction: torch.Tensor) -> torch.Tensor:
-        return direction * (1 + damping[:, None, None]) + pull(weight * push(direction))
+        return direction * (1 + damping[:, None, None]) + pull(curvature * push(direction))
 
     direction = _conjugate_gradients(product, -slope, inner)
     with torch.no_grad():
@@ -172,11 +176,14 @@ def _step(posterior: Posterior, found: Maximum, rows: torch.Tensor, step: int, i
     found.z[rows] = best
     found.objective[rows, step + 1 :] = lowest[:, None]
     found.slope[rows] = _dot(slope, slope).sqrt()
-    found.damping[rows] = torch.where(left, 10 * damping + 1, damping / 10)
-    moved = covariance.to_image(best - z).square().flatten(1).mean(dim=1).sqrt()
-    ended = (before - lowest <= TOLERANCE * before.abs()) | (moved < STILL)
-    # A problem whose step was refused may try a damped one, once.
-    found.active[rows] = ~ended | (left & (damping == 0))
+    moves = covariance.to_image(direction).square().flatten(1).mean(dim=1).sqrt()
+    expected = -0.5 * _dot(slope, direction)
+    decrease = torch.where(left, expected, before - lowest)
+    converged = (decrease < NATS) | (~left & (damping == 0) & (moves < STILL))
+    damping = torch.where(left, (10 * damping).clamp_min(1.0), damping / 10)
+    found.damping[rows] = torch.where(damping < 0.1, 0.0, damping)
+    found.converged[rows] = converged
+    found.active[rows] = ~converged & (damping <= DAMPED)
 
 
 def _conjugate_gradients(

@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import torch
 
@@ -31,6 +31,7 @@ __all__ = [
 ]
 
 FAR = -15.0  # standard deviations
+STEEP = 300.0  # standard deviations beyond which one is as far as another
 
 
 class Terms(NamedTuple):
@@ -45,7 +46,10 @@ class Terms(NamedTuple):
 
 
 class Likelihood(ABC):
-    """Of one defense."""
+    """Of one defense.
+
+    A prediction is ``(n, q)``: q is p, or B p where each sample's gradient counts.
+    """
 
     of_mean: ClassVar[bool] = True
     """Whether it takes the mean gradient of a batch, not each sample's."""
@@ -113,24 +117,62 @@ class Signs(Likelihood):
 
 @dataclass(frozen=True)
 class MeanOfSigns(Likelihood):
-    """The mean of B samples' signs: each expected to be 2 Phi(gradient / width) - 1."""
+    """The mean of B samples' signs: how many are positive, each with a probit of ``width``.
+
+    That number has a Poisson binomial distribution. Which samples they are is not seen. The
+    curvature is the square of the score, sample by sample, and at most what a single sign's is.
+    """
 
     width: torch.Tensor
     batch_size: int
     of_mean = False
 
     def predict(self, gradient: torch.Tensor) -> torch.Tensor:
-        """Return the mean expected sign."""
-        return torch.erf(gradient / (self.width * math.sqrt(2))).mean(dim=1)
+        """Return the samples' gradients beside one another, ``(n, B p)``."""
+        return gradient.flatten(1)
 
     def terms(self, predicted: torch.Tensor, observed: torch.Tensor) -> Terms:
-        """Return squares, as if of B independent signs of variance 1 (see the base)."""
-        off = (predicted - observed) * self.batch_size
-        return Terms(
-            0.5 * off.square().sum(dim=1) / self.batch_size,
-            off,
-            torch.full_like(predicted, self.batch_size),
-        )
+        """Return -log P(number of positive signs), by sample and coordinate (see the base)."""
+        size = self.batch_size
+        margin = predicted.unflatten(1, (size, -1)) / self.width
+        margin = margin.clamp(-STEEP, STEEP)
+        up, down = torch.special.log_ndtr(margin), torch.special.log_ndtr(-margin)
+        count = ((observed + 1) * size / 2).round().clamp(0, size).long()[:, None]
+        # Logarithms of P(k of the first i samples are positive), and of the last ones.
+        none = torch.full_like(up[:, :1].expand(-1, size + 1, -1), -torch.inf)
+        none[:, 0] = 0
+        first, last = [none], [none]
+        for i in range(size):
+            first.append(_one_more(first[-1], up[:, i], down[:, i]))
+            last.append(_one_more(last[-1], up[:, size - 1 - i], down[:, size - 1 - i]))
+        likely = first[-1].gather(1, count)[:, 0]
+        density = -0.5 * margin.square() - 0.5 * math.log(2 * math.pi) - likely[:, None]
+        score = []
+        for i in range(size):
+            others = first[i], last[size - 1 - i]
+            more = torch.exp(_joined(*others, count - 1) + density[:, i])
+            same = torch.exp(_joined(*others, count) + density[:, i])
+            score.append((same - more) / self.width)
+        stacked = torch.cat(score, dim=1)
+        most = (1 / self.width.square()).expand(size, -1).flatten()
+        return Terms(-likely.sum(dim=1), stacked, torch.minimum(stacked.square(), most))
+
+
+def _one_more(known: torch.Tensor, up: torch.Tensor, down: torch.Tensor) -> torch.Tensor:
+    """Return log P of numbers of positive signs, ``(n, B + 1, p)``, with one more sample."""
+    less = torch.cat([torch.full_like(up, -torch.inf)[:, None], known[:, :-1]], dim=1)
+    return torch.logaddexp(known + down[:, None], less + up[:, None])
+
+
+def _joined(first: torch.Tensor, last: torch.Tensor, count: torch.Tensor) -> torch.Tensor:
+    """Return log P(``count``) of the sum of two numbers, ``(n, p)``; below 0 impossible."""
+    size = first.shape[1] - 1
+    ways = []
+    for k in range(size + 1):
+        rest = count - k
+        there = last.gather(1, rest.clamp(0, size))
+        ways.append(first[:, k : k + 1] + torch.where(rest >= 0, there, -torch.inf))
+    return torch.cat(ways, dim=1).logsumexp(dim=1)
 
 
 @dataclass(frozen=True)
@@ -146,7 +188,8 @@ class Pruned(Likelihood):
     def terms(self, predicted: torch.Tensor, observed: torch.Tensor) -> Terms:
         """Return squares where kept, -log Phi of both margins where dropped (see the base)."""
         kept = observed != 0
-        magnitude = torch.where(kept, observed.abs(), torch.inf)
+        largest = torch.finfo(observed.dtype).max ** 0.25  # where nothing was kept: no bound
+        magnitude = torch.where(kept, observed.abs(), largest)
         threshold = magnitude.amin(dim=1, keepdim=True)
         above, below = (threshold - predicted) / self.width, (threshold + predicted) / self.width
         high, low = _hazard(above), _hazard(below)
@@ -187,10 +230,13 @@ class MeanOfPruned(Likelihood):
 
 
 def _hazard(margin: torch.Tensor) -> torch.Tensor:
-    """Return phi(m) / Phi(m), the derivative of log Phi(m), far into both tails."""
-    return torch.exp(
-        -0.5 * margin.square() - 0.5 * math.log(2 * math.pi) - torch.special.log_ndtr(margin)
-    )
+    """Return phi(m) / Phi(m), the derivative of log Phi(m); where terms cancel, its expansion."""
+    far = margin < FAR
+    x = torch.where(far, margin, FAR)
+    near = margin.clamp_min(FAR)
+    logarithm = -0.5 * near.square() - 0.5 * math.log(2 * math.pi)
+    ratio = torch.exp(logarithm - torch.special.log_ndtr(near))
+    return torch.where(far, -(x + 1 / x - 2 / x**3), ratio)
 
 
 def _bend(margin: torch.Tensor, hazard: torch.Tensor) -> torch.Tensor:
@@ -208,23 +254,20 @@ def likelihood_of(defense: Defense, *, batch_size: int, width: torch.Tensor) -> 
         batch_size: samples of its batch.
         width: ``(p,)``, how far a coordinate may be off where the defense itself is exact.
     """
-    from lti.defenses.gauss import GaussianPerturbation
-    from lti.defenses.none import NoDefense
-    from lti.defenses.prune import GradientPruning
-    from lti.defenses.sign import SignCompression
-
     own = defense.likelihood(batch_size=batch_size, width=width)
     averages = defense.averages(batch_size)
     if own is not None:
         return own
-    if isinstance(defense, NoDefense):
+    # By name: another package's defense, if of a kind with one of these, says so itself.
+    settings: Any = defense
+    if defense.name == "none":
         return Exact(width)
-    if isinstance(defense, GaussianPerturbation):
+    if defense.name == "gauss":
         samples = batch_size if averages else 1
-        return Gaussian(torch.as_tensor(defense.sigma / samples**0.5).to(width))
-    if isinstance(defense, SignCompression):
+        return Gaussian(torch.as_tensor(settings.sigma / samples**0.5).to(width))
+    if defense.name == "sign":
         return MeanOfSigns(width, batch_size) if averages else Signs(width)
-    if isinstance(defense, GradientPruning):
-        kept = defense.kept(len(width))
+    if defense.name == "prune":
+        kept = settings.kept(len(width))
         return MeanOfPruned(width, kept, batch_size) if averages else Pruned(width)
     return None

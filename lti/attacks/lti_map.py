@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from itertools import combinations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -13,18 +12,20 @@ from pydantic import Field
 from lti.attacks.base import ATTACKS, Attack, Observations, Reconstruction
 from lti.checkpoint import Checkpoint
 from lti.errors import LTIError
-from lti.files import digest_arrays, read_tensors
+from lti.files import digest_arrays, digest_json, read_tensors
 from lti.fl_models import network_digest
 from lti.seeding import torch_generator
 
 if TYPE_CHECKING:
     import torch
 
-    from lti.attacks.refinement import Client, Refinement
+    from lti.attacks.refinement import Refinement
     from lti.compute import Compute
     from lti.progress import Progress
 
 __all__ = ["MaximumAPosteriori", "PriorKind"]
+
+FACTS = ("attack", "batch_size", "defense", "fl_model_digest", "helps", "ordered", "reason")
 
 PriorKind = Literal["errors", "images", "identity", "flat"]
 """What a sample is expected to be like: the first reconstruction, with the covariance of its
@@ -75,7 +76,12 @@ class MaximumAPosteriori(Attack):
         512, ge=0, description="Most directions of a covariance beyond its frequencies' variances."
     )
     tuning: int = Field(
-        32, ge=2, description="Held-out client batches on which the choice is made."
+        32,
+        ge=2,
+        description=(
+            "Held-out client batches on which settings are compared; as many others confirm that "
+            "the best ones help."
+        ),
     )
     held_out: int = Field(
         1000, ge=8, description="Held-out auxiliary samples, at most, that the prior is taken from."
@@ -88,13 +94,30 @@ class MaximumAPosteriori(Attack):
     inner: int = Field(40, ge=1, description="Most iterations of conjugate gradients a step.")
 
     def load(self, files: Mapping[str, Path], *, compute: Compute) -> Known:
-        """Read the prior and the first reconstructions."""
+        """Read the prior and the first reconstructions.
+
+        Raises:
+            LTIError: a file is missing, damaged or something else.
+        """
         from lti.attacks.refinement import Refinement
 
         refinement, facts = Refinement.load(files["prior"], device=compute.device)
         tensors, start_facts = read_tensors(files["start"])
+        missing = {*FACTS} - facts.keys()
+        if missing:
+            raise LTIError(
+                f"{files['prior']}: not a prior of this version ({sorted(missing)[0]} is missing). "
+                f"Delete it and run the same command again."
+            )
+        if "reconstruction" not in tensors:
+            raise LTIError(
+                f"{files['start']}: got {', '.join(sorted(tensors)) or 'nothing'}; expected "
+                f"reconstructions. Give what `lti run-attack` wrote."
+            )
         start = tensors["reconstruction"]
-        digest = digest_arrays({"start": start.numpy(), "off": refinement.off.cpu().numpy()})
+        digest = digest_json(
+            [refinement.digest, facts, digest_arrays({"reconstruction": start.numpy()})]
+        )
         return Known(refinement, facts, start, start_facts, digest)
 
     def reconstruct(
@@ -118,12 +141,13 @@ class MaximumAPosteriori(Attack):
         from lti.attacks.refinement import Client
 
         known: Known = knowledge
-        self._check(observations, known)
+        self._check(observations, known, seed)
         count = len(observations.gradient)
         start = known.start[:count]
         if not known.facts["helps"]:
             progress.say(f"not refined: {known.facts['reason']}")
-            return Reconstruction(start)
+            none = torch.zeros(count, dtype=torch.bool)
+            return Reconstruction(start, diagnostics={"refined": none})
         label = observations.label
         if label is None:
             raise LTIError(
@@ -143,22 +167,21 @@ class MaximumAPosteriori(Attack):
         for first in range(0, count, at_once):
             rows = slice(first, min(first + at_once, count))
             observed = observations.gradient[rows]
+            received = {"gradient": observed.numpy(), "label": label[rows].numpy()}
             settings = {
                 **self.canonical(),
-                "observed": digest_arrays({"gradient": observed.numpy()}),
+                "seed": seed,
+                "observed": digest_arrays(received),
                 "knowledge": known.digest,
             }
             checkpoint = Checkpoint(
                 checkpoints / f"victims-{rows.start}-{rows.stop}.safetensors", settings
             )
-            given = tuple(part.to(compute.device) for part in (start[rows], observed, label[rows]))
-            if not known.facts["ordered"]:
-                given = (_in_order(client, known.refinement, *given), *given[1:])
-            begin = None if draw is None else draw[rows].to(compute.device)
             refined = known.refinement.refine(
                 client,
-                *given,
-                begin=begin,
+                *(part.to(compute.device) for part in (start[rows], observed, label[rows])),
+                ordered=known.facts["ordered"],
+                begin=None if draw is None else draw[rows].to(compute.device),
                 iterations=self.iterations,
                 inner=self.inner,
                 checkpoint=checkpoint,
@@ -167,9 +190,9 @@ class MaximumAPosteriori(Attack):
             parts.append(refined)
         kept = torch.cat([part[1] for part in parts]).cpu()
         found = [part[2] for part in parts]
-        converged = sum(int((~part.active).sum()) for part in found)
+        converged = torch.cat([part.converged for part in found]).cpu()
         progress.say(
-            f"{int(kept.sum()):,} of {count:,} batches refined, {converged:,} of them converged"
+            f"{int(kept.sum()):,} of {count:,} batches refined, {int(converged.sum()):,} converged"
         )
         return Reconstruction(
             torch.cat([part[0] for part in parts]).cpu(),
@@ -177,21 +200,27 @@ class MaximumAPosteriori(Attack):
             torch.arange(self.iterations + 1),
             {
                 "slope": torch.cat([part.slope for part in found]).cpu(),
-                "converged": torch.cat([~part.active for part in found]).cpu(),
+                "converged": converged,
                 "refined": kept,
             },
         )
 
-    def _check(self, observations: Observations, known: Known) -> None:
+    @property
+    def tuned(self) -> dict[str, Any]:
+        """Return the settings that the prior depends on: all but how many victims there are."""
+        return {**self.canonical(), "victims": None}
+
+    def _check(self, observations: Observations, known: Known, seed: int) -> None:
         expected = {
+            "attack": self.tuned,
             "defense": observations.defense.canonical(),
             "fl_model_digest": network_digest(observations.network),
             "batch_size": observations.batch_size,
         }
         if (got := {key: known.facts[key] for key in expected}) != expected:
             raise LTIError(
-                f"the prior is of {got}; the observations are of {expected}. Delete the prior and "
-                f"run the same command again."
+                f"the prior is of {got}; expected {expected}. Delete the prior and run the same "
+                f"command again."
             )
         if observations.projection.name != "identity":
             raise LTIError(
@@ -205,47 +234,13 @@ class MaximumAPosteriori(Attack):
                 f"{self.start}: got reconstructions of shape {tuple(known.start.shape)}; expected "
                 f"{shape} or more. Lower `victims` to what {self.start} attacks."
             )
-        if known.start_facts.get("defense_settings") != expected["defense"]:
+        same = {
+            "defense_settings": expected["defense"],
+            "fl_model_settings": observations.model.canonical(),
+            "seed": seed,
+        }
+        if (made := {key: known.start_facts.get(key) for key in same}) != same:
             raise LTIError(
-                f"{self.start}: got reconstructions under "
-                f"{known.start_facts.get('defense_settings')}; expected {expected['defense']}. "
-                f"Give those of the same observations."
+                f"{self.start}: got reconstructions of {made}; expected {same}. Give those of the "
+                f"same observations."
             )
-
-
-def _in_order(
-    client: Client,
-    refinement: Refinement,
-    start: torch.Tensor,
-    observed: torch.Tensor,
-    label: torch.Tensor,
-) -> torch.Tensor:
-    """Return the samples of each batch in the order of the labels that explains it best.
-
-    Pairs are exchanged as long as that helps.
-    """
-    import torch
-
-    from lti.attacks.likelihood import likelihood_of
-
-    likelihood = likelihood_of(
-        client.defense, batch_size=client.batch_size, width=refinement.width * refinement.off
-    )
-    assert likelihood is not None
-
-    @torch.no_grad()
-    def value(sample: torch.Tensor) -> torch.Tensor:
-        return likelihood.terms(client.predict(likelihood, sample, label), observed).value
-
-    best, lowest = start.clone(), value(start)
-    improved = True
-    while improved:
-        improved = False
-        for i, j in combinations(range(start.shape[1]), 2):
-            tried = best.clone()
-            tried[:, [i, j]] = best[:, [j, i]]
-            now = value(tried)
-            better = now < lowest
-            best[better], lowest[better] = tried[better], now[better]
-            improved = improved or bool(better.any())
-    return best

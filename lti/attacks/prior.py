@@ -8,6 +8,8 @@ from typing import Self
 
 import torch
 
+from lti.errors import LTIError
+
 __all__ = ["Covariance", "dct_matrix"]
 
 SHARES = (0.05, 0.1, 0.2, 0.4, 0.7, 1.0)  # of the diagonal
@@ -46,22 +48,29 @@ class Covariance:
         by the likelihood of either half of the sample under what the other half says.
 
         Args:
-            deviation: ``(n, c, h, w)`` float32, n at least 2.
+            deviation: ``(n, c, h, w)`` float32.
             rank: the most directions.
+
+        Raises:
+            LTIError: n is below 2.
         """
+        if len(deviation) < 2:
+            raise LTIError(
+                f"a covariance of {len(deviation)} samples; expected at least 2. Give more."
+            )
         rotation = torch.linalg.eigh(_channels(deviation)).eigenvectors.T.contiguous()
         basis = cls(rotation, deviation.new_zeros(deviation.shape[1:]), deviation.new_zeros(0, 1))
         spectrum = basis.analyse(deviation)
-        halves = spectrum[::2], spectrum[1::2]
+        first, second = (Sample.of(half) for half in (spectrum[::2], spectrum[1::2]))
         total = [
             sum(
-                _estimate(cls, rotation, a, rank, share)._log_density(b)
-                for a, b in (halves, halves[::-1])
+                cls(rotation, *known.estimate(rank, share))._log_density(other.spectrum)
+                for known, other in ((first, second), (second, first))
             )
             for share in SHARES
         ]
         share = SHARES[max(range(len(SHARES)), key=total.__getitem__)]
-        return _estimate(cls, rotation, spectrum, rank, share)
+        return cls(rotation, *Sample.of(spectrum).estimate(rank, share))
 
     @property
     def dimension(self) -> int:
@@ -71,11 +80,6 @@ class Covariance:
     def to(self, device: torch.device) -> Self:
         """Return it on a device."""
         return type(self)(self.rotation.to(device), self.std.to(device), self.low_rank.to(device))
-
-    def times(self, factor: float) -> Self:
-        """Return the covariance times a factor."""
-        root = factor**0.5
-        return type(self)(self.rotation, self.std * root, self.low_rank * root)
 
     def to_image(self, z: torch.Tensor) -> torch.Tensor:
         """Apply L: from coordinates ``(..., d)`` to images ``(..., c, h, w)``."""
@@ -130,16 +134,29 @@ def _channels(image: torch.Tensor) -> torch.Tensor:
     return torch.einsum("ncij,nkij->ck", image, image)
 
 
-def _estimate(
-    kind: type[Covariance], rotation: torch.Tensor, spectrum: torch.Tensor, rank: int, share: float
-) -> Covariance:
-    shape = spectrum.shape[1:]
-    rows = spectrum.flatten(1) / len(spectrum) ** 0.5
-    variance = rows.square().sum(dim=0)
-    if share < 1:
-        found = torch.linalg.svd(rows, full_matrices=False)
-        low = (1 - share) ** 0.5 * found.S[:rank, None] * found.Vh[:rank]
-    else:
-        low = rows[:0]
-    left = torch.maximum(variance - low.square().sum(dim=0), share * variance)
-    return kind(rotation, left.clamp_min(FLOOR).sqrt().view(shape), low)
+@dataclass(frozen=True)
+class Sample:
+    """Frequencies of n deviations, and the directions in which they vary together."""
+
+    spectrum: torch.Tensor
+    """``(n, c, h, w)``."""
+    length: torch.Tensor
+    """Standard deviations along the directions, descending."""
+    direction: torch.Tensor
+    """``(k, c h w)``, orthonormal."""
+
+    @classmethod
+    def of(cls, spectrum: torch.Tensor) -> Self:
+        """Return it of a sample."""
+        rows = spectrum.flatten(1) / len(spectrum) ** 0.5
+        _, length, direction = torch.linalg.svd(rows, full_matrices=False)
+        return cls(spectrum, length, direction)
+
+    def estimate(self, rank: int, share: float) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return ``std`` and ``low_rank``; ``share`` of the variance is left to the diagonal."""
+        variance = self.spectrum.flatten(1).square().mean(dim=0)
+        low = (1 - share) ** 0.5 * self.length[:rank, None] * self.direction[:rank]
+        if share == 1:
+            low = low[:0]
+        left = torch.maximum(variance - low.square().sum(dim=0), share * variance)
+        return left.clamp_min(FLOOR).sqrt().view(self.spectrum.shape[1:]), low

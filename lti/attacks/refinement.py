@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from itertools import combinations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -14,7 +15,7 @@ from lti.attacks.likelihood import likelihood_of
 from lti.attacks.prior import Covariance
 from lti.compute import memory_budget
 from lti.errors import LTIError
-from lti.files import read_tensors, write_tensors
+from lti.files import digest_arrays, digest_json, read_tensors, write_tensors
 from lti.fl_models import attacked
 from lti.gradients.per_sample import group_gradient_function
 
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
 __all__ = ["Client", "Refinement"]
 
 MEMORY_MIB = 2048.0  # on the processor; on a GPU half of what is free
-FLOATS_PER_COORDINATE = 40  # temporary ones, of a sample's gradient: second derivatives
+FLOATS_PER_COORDINATE = 50  # temporary ones, of a sample's gradient; measured with LeNet
 
 
 @dataclass(frozen=True)
@@ -85,26 +86,49 @@ class Refinement:
     square over each parameter."""
     width: float
     """Of the likelihood, in units of ``off``."""
-    evidence: float
-    """Weight of the log-likelihood."""
+    weight: float
+    """Of the log-likelihood."""
     farthest: float = float("inf")
-    """Squared coordinates beyond which a result is refused."""
+    """Length of the coordinates beyond which a result is refused."""
 
-    def posterior(
-        self,
-        client: Client,
-        likelihood: Likelihood,
-        start: torch.Tensor,
-        observed: torch.Tensor,
-        label: torch.Tensor,
-    ) -> Posterior:
-        """Return what client batches are like, given observations and first reconstructions."""
+    @property
+    def digest(self) -> str:
+        """Digest of all of it."""
+        arrays = {name: tensor.cpu().numpy() for name, tensor in self._tensors().items()}
+        return digest_json([digest_arrays(arrays), self._numbers()])
 
-        def predict(sample: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
-            return client.predict(likelihood, sample, label)
+    def _tensors(self) -> dict[str, torch.Tensor]:
+        return {
+            "rotation": self.covariance.rotation,
+            "std": self.covariance.std,
+            "low_rank": self.covariance.low_rank,
+            "mean": self.mean,
+            "off": self.off,
+        }
 
-        mean = self.mean.expand_as(start) if self.prior == "images" else start
-        return Posterior(predict, likelihood, self.evidence, self.covariance, mean, observed, label)
+    def _numbers(self) -> dict[str, Any]:
+        return {
+            "prior": self.prior,
+            "width": self.width,
+            "weight": self.weight,
+            "farthest": self.farthest,
+        }
+
+    def likelihood(self, client: Client) -> Likelihood:
+        """Return the likelihood of what a client sends.
+
+        Raises:
+            LTIError: its defense states none.
+        """
+        found = likelihood_of(
+            client.defense, batch_size=client.batch_size, width=self.width * self.off
+        )
+        if found is None:
+            raise LTIError(
+                f"defense {client.defense.name} states no likelihood; expected one, to refine "
+                f"what is known of its gradients. Give it a method `likelihood`."
+            )
+        return found
 
     def refine(
         self,
@@ -113,6 +137,7 @@ class Refinement:
         observed: torch.Tensor,
         label: torch.Tensor,
         *,
+        ordered: bool,
         iterations: int,
         inner: int,
         begin: torch.Tensor | None = None,
@@ -123,9 +148,11 @@ class Refinement:
 
         Args:
             client: whose gradients were received.
-            start: ``(n, B, c, h, w)``, in the order of the labels.
+            start: ``(n, B, c, h, w)``.
             observed: ``(n, p)``.
             label: int64 ``(n, B)``.
+            ordered: whether sample i of ``start`` has label i; otherwise the order is taken that
+                explains the observation best.
             iterations: the most Gauss-Newton steps.
             inner: the most iterations of conjugate gradients a step.
             begin: ``(n, B, d)`` whitened coordinates of where to begin; None: at ``start``.
@@ -139,41 +166,35 @@ class Refinement:
         Raises:
             LTIError: the defense has no likelihood.
         """
-        likelihood = likelihood_of(
-            client.defense, batch_size=client.batch_size, width=self.width * self.off
-        )
-        if likelihood is None:
-            raise LTIError(
-                f"defense {client.defense.name} states no likelihood; expected one, to refine "
-                f"what is known of its gradients. Give it a method `likelihood`."
-            )
-        posterior = self.posterior(client, likelihood, start, observed, label)
-        if begin is None:
-            begin = self.covariance.whiten(start - posterior.mean)
+        likelihood = self.likelihood(client)
+
+        def predict(sample: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
+            return client.predict(likelihood, sample, label)
+
+        if not ordered:
+
+            @torch.no_grad()
+            def unlikely(sample: torch.Tensor) -> torch.Tensor:
+                return likelihood.terms(predict(sample, label), observed).value
+
+            start = _in_order(start, unlikely)
+        mean = self.mean.expand_as(start) if self.prior == "images" else start
         found = maximise(
-            posterior,
-            begin,
+            Posterior(predict, likelihood, self.weight, self.covariance, mean, observed, label),
+            self.covariance.whiten(start - mean) if begin is None else begin,
             iterations=iterations,
             inner=inner,
             checkpoint=checkpoint,
             progress=progress,
         )
-        refined = posterior.mean + self.covariance.to_image(found.z)
-        length = found.z.flatten(1).square().sum(dim=1)
-        kept = (length <= self.farthest) & refined.flatten(1).isfinite().all(dim=1)
+        refined = mean + self.covariance.to_image(found.z)
+        plausible = found.z.flatten(1).norm(dim=1) <= self.farthest
+        kept = plausible & refined.flatten(1).isfinite().all(dim=1)
         return torch.where(kept[:, None, None, None, None], refined, start).clamp(0, 1), kept, found
 
     def save(self, path: Path | str, facts: Mapping[str, Any]) -> None:
         """Write it to a safetensors file, atomically, with what it was made for."""
-        tensors = {
-            "rotation": self.covariance.rotation,
-            "std": self.covariance.std,
-            "low_rank": self.covariance.low_rank,
-            "mean": self.mean,
-            "off": self.off,
-        }
-        numbers = {"width": self.width, "evidence": self.evidence, "farthest": self.farthest}
-        write_tensors(path, tensors, {**facts, **numbers, "prior": self.prior})
+        write_tensors(path, self._tensors(), {**facts, **self._numbers()})
 
     @classmethod
     def load(
@@ -188,10 +209,31 @@ class Refinement:
         try:
             part = {name: tensor.to(device) for name, tensor in tensors.items()}
             covariance = Covariance(part["rotation"], part["std"], part["low_rank"])
-            numbers = (facts["width"], facts["evidence"], facts["farthest"])
+            numbers = (facts["width"], facts["weight"], facts["farthest"])
             return cls(facts["prior"], covariance, part["mean"], part["off"], *numbers), facts
         except KeyError as error:
             raise LTIError(
                 f"{path}: not a prior of this version ({error} is missing). Delete it and run the "
                 f"same command again."
             ) from None
+
+
+def _in_order(
+    start: torch.Tensor, unlikely: Callable[[torch.Tensor], torch.Tensor]
+) -> torch.Tensor:
+    """Return the samples of each batch in the likeliest order.
+
+    Pairs are exchanged as long as that helps.
+    """
+    best, lowest = start.clone(), unlikely(start)
+    improved = True
+    while improved:
+        improved = False
+        for i, j in combinations(range(start.shape[1]), 2):
+            tried = best.clone()
+            tried[:, [i, j]] = best[:, [j, i]]
+            now = unlikely(tried)
+            better = now < lowest
+            best[better], lowest[better] = tried[better], now[better]
+            improved = improved or bool(better.any())
+    return best

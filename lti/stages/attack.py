@@ -98,7 +98,12 @@ def run_attack(
     prepared = method.load(files, compute=compute)
     decisive = [
         *(store.digest, method.canonical(), identifiers, getattr(prepared, "digest", None)),
-        source_digest("attack", (ATTACKS, method.name), (FL_MODELS, model.name)),
+        source_digest(
+            "attack",
+            (ATTACKS, method.name),
+            (DEFENSES, observed.defense.name),
+            (FL_MODELS, model.name),
+        ),
         *(compute.device.type, torch.get_num_threads()),
     ]
     folder = checkpoints / f"{method.name}-{digest_json(decisive)}"

@@ -11,6 +11,8 @@ from lti.stages.options import Fitted, Gpus, Log, Output, Threads, parse_json
 
 __all__ = ["fit_prior"]
 
+ERRORS = 4  # samples, at least, whose errors make the prior
+
 
 def fit_prior(
     *,
@@ -34,7 +36,7 @@ def fit_prior(
     import torch
 
     from lti.attacks import ATTACKS
-    from lti.attacks.calibrate import HeldOut, calibrate
+    from lti.attacks.calibrate import TRIED, HeldOut, calibrate
     from lti.attacks.lti_map import MaximumAPosteriori
     from lti.attacks.refinement import Client
     from lti.compute import acquire
@@ -42,11 +44,10 @@ def fit_prior(
     from lti.data.selection import read_selection
     from lti.defenses import DEFENSES
     from lti.errors import LTIError
-    from lti.files import atomic_path, digest_arrays, write_json
+    from lti.files import atomic_path, write_json
     from lti.fl_models import load_fl_model, network_digest
     from lti.gradients.per_sample import block_rows
     from lti.inverters.base import held_out_size
-    from lti.inverters.ordering import best_order, squared_distance
     from lti.inverters.trained import TrainedInverter
     from lti.progress import Progress
     from lti.projections import load_projection
@@ -75,15 +76,22 @@ def fit_prior(
         facts={"defense": stored.canonical(), "fl_model_digest": trained.fl_model_digest},
         device=compute.device,
     )
+    if projection.digest != trained.projection_digest:
+        raise LTIError(
+            f"{inverter} was trained on rows under a projection made of "
+            f"{trained.projection_digest}, and {fitted} is {projection.digest}. Delete the "
+            f"inverter and run the same command again."
+        )
     client = Client(model, network, defense, size)
     kept_apart = held_out_size(len(samples), size, trained.settings.holdout)
-    held = min(kept_apart, method.held_out)
-    count = held // size
-    if count <= method.tuning:
+    count = min(kept_apart, method.held_out) // size
+    least = 2 * method.tuning + -(-ERRORS // size)
+    if count < least:
         raise LTIError(
-            f"{auxiliary}: {count} held-out client batches; expected more than the "
-            f"{method.tuning} that settings are compared on. Use more auxiliary samples, or lower "
-            f"`tuning`."
+            f"{auxiliary}: got {count} held-out client batches of {size} (the inverter keeps "
+            f"{kept_apart} of {len(samples)} samples apart, `held_out` is {method.held_out}); "
+            f"expected {least} or more: twice `tuning`, and {ERRORS} samples for the prior. Use "
+            f"more auxiliary samples, raise `held_out` or lower `tuning`."
         )
     first = len(samples) - count * size
     value = as_input(torch.from_numpy(samples.value[first:])).unflatten(0, (count, size))
@@ -99,43 +107,42 @@ def fit_prior(
         received = client.receive(client.gradients(x, y).detach(), noise)
         rows = projection.project(received, layout=trained.layout)
         start.append(trained.invert(rows, y).float().cpu())
-        kept.append(received[: max(0, method.tuning - sum(len(part) for part in kept))].cpu())
+        kept.append(received[: max(0, 2 * method.tuning - sum(len(part) for part in kept))].cpu())
         progress.advance(len(x))
+    device = compute.device
+    ordered = trained.settings.ordered_by_label or size == 1
+    held_out = HeldOut(
+        value.to(device),
+        label.to(device),
+        torch.cat(start).to(device),
+        ordered,
+        torch.cat(kept).to(device),
+    )
+    images = as_input(torch.from_numpy(samples.value[: min(first, method.images)]))
+    found = calibrate(
+        method,
+        client,
+        held_out,
+        images.to(device),
+        layout=trained.layout,
+        progress=progress,
+    )
     facts = {
-        "attack": method.canonical(),
+        "attack": method.tuned,
         "auxiliary_digest": samples.digest,
         "batch_size": size,
         "defense": defense.canonical(),
         "fl_model_digest": trained.fl_model_digest,
+        "helps": found.helps,
         "inverter_digest": network_digest(trained.network),
-        "ordered": trained.settings.ordered_by_label or size == 1,
+        "ordered": ordered,
+        "reason": found.reason,
     }
-    found = torch.cat(start)
-    if not facts["ordered"]:  # the attack puts them in order by what explains the gradient
-        order = best_order(squared_distance(value, found))
-        found = found[torch.arange(count)[:, None], order]
-    tensors = (value, label, found, torch.cat(kept))
-    held_out = HeldOut(*(tensor.to(compute.device) for tensor in tensors))
-    images = as_input(torch.from_numpy(samples.value[: min(first, method.images)]))
-    calibration = calibrate(
-        client,
-        held_out,
-        images.to(compute.device),
-        layout=trained.layout,
-        priors=method.priors,
-        rank=method.rank,
-        iterations=method.iterations,
-        inner=method.inner,
-        progress=progress,
-    )
-    facts |= {"helps": calibration.helps, "reason": calibration.reason}
-    calibration.refinement.save(output, facts)
+    chosen = found.refinement
+    chosen.save(output, facts)
     with atomic_path(tried) as temporary:
-        pd.DataFrame(calibration.tried).to_csv(temporary, index=False, lineterminator="\n")
-    chosen = calibration.refinement
-    digest = digest_arrays(
-        {"off": chosen.off.cpu().numpy(), "std": chosen.covariance.std.cpu().numpy()}
-    )
-    numbers = {"width": chosen.width, "evidence": chosen.evidence, "farthest": chosen.farthest}
-    write_json(card, {**facts, **numbers, "prior": chosen.prior, "digest": digest})
-    progress.say(calibration.reason)
+        frame = pd.DataFrame(found.tried, columns=list(TRIED))
+        frame.to_csv(temporary, index=False, lineterminator="\n")
+    settings = {"prior": chosen.prior, "width": chosen.width, "weight": chosen.weight}
+    write_json(card, {**facts, **settings, "digest": chosen.digest})
+    progress.say(found.reason)
