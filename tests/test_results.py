@@ -112,6 +112,35 @@ def test_papers_values_stand_beside_ours(name):
         assert row.paper == expected if expected is not None else pd.isna(row.paper)
 
 
+TEXT = RESULTS / "language_cpu" / "summary.csv"
+TEXT_METRICS = {"token_accuracy", "token_accuracy_padded", "rouge1", "rouge2", "rougeL", "exact"}
+
+
+@pytest.mark.skipif(not TEXT.exists(), reason="not committed yet")
+def test_text_is_a_whole_grid_and_reaches_what_it_must():
+    summary = read(TEXT)
+    victims = summary[summary["victims"] == "all"]
+    assert set(victims["attack"]) == {"lti", "tag", "nearest"}
+    for dataset, gauss in (("cola", "gauss-cola"), ("wikitext", "gauss-wikitext")):
+        block = victims[victims["dataset"] == dataset]
+        assert set(block["metric"]) >= TEXT_METRICS
+        cells = block.groupby(["attack", "defense", "metric"]).size()
+        assert (cells == 1).all()
+        assert set(block["defense"]) == {"none", "sign", "prune", gauss}
+        assert len(block) == 3 * 4 * block["metric"].nunique()
+        assert (block[block["attack"] == "tag"]["n"] == 100).all()
+        assert block[block["attack"] == "lti"]["n"].min() >= 1000
+    mean = victims.set_index(["dataset", "attack", "defense", "metric"])["mean"]
+    assert mean["cola", "lti", "none", "rougeL"] >= 0.70
+    assert mean["wikitext", "lti", "none", "token_accuracy"] >= 0.60
+    assert mean["wikitext", "tag", "none", "token_accuracy"] >= 0.80
+    bounds = victims[victims["metric"] == "token_accuracy"].set_index(
+        ["dataset", "attack", "defense"]
+    )
+    for defense in ("none", "sign", "prune", "gauss-cola"):
+        assert bounds["low"]["cola", "lti", defense] > bounds["high"]["cola", "tag", defense]
+
+
 def test_text_is_recovered_whatever_the_topics_of_the_auxiliary_set():
     curves = read(RESULTS / "ablation_beta_topics" / "curves.csv")
     accuracy = curves[curves["metric"] == "token_accuracy"]
