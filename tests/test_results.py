@@ -112,6 +112,28 @@ def test_papers_values_stand_beside_ours(name):
         assert row.paper == expected if expected is not None else pd.isna(row.paper)
 
 
+# Of LTI-MAP, at least: PSNR and SSIM under none, sign, prune, gauss. The best of the paper's
+# Tables 1 and 3 is 33.374, 18.986, 15.897, 20.249 and 0.970, 0.599, 0.378, 0.636.
+REFINED = {("lenet", 1): {"psnr": (33.4, 19.0, 15.9, 20.3), "ssim": (0.970, 0.599, 0.378, 0.636)}}
+
+
+@pytest.mark.parametrize("path", sorted(RESULTS.glob("lti_map*/summary.csv")), ids=str)
+def test_refining_reaches_what_it_must_and_no_column_gets_worse(path):
+    summary = read(path)
+    assert tuple(summary.columns) == SUMMARY_COLUMNS
+    for (fl_model, batch_size), block in summary.groupby(["fl_model", "batch_size"]):
+        rows = block.set_index(["attack", "defense", "metric"])
+        for defense in DEFENSES:
+            for metric, sign in (("mse", -1), ("psnr", 1), ("ssim", 1)):
+                first, refined = (rows.loc[name, defense, metric] for name in ("lti", "lti-map"))
+                worst, best = ("low", "high") if sign > 0 else ("high", "low")
+                assert sign * refined[best] >= sign * first[worst]
+                assert refined["n"] >= 256
+        for metric, least in REFINED.get((fl_model, batch_size), {}).items():
+            for defense, value in zip(DEFENSES, least, strict=True):
+                assert rows.loc["lti-map", defense, metric]["mean"] >= value
+
+
 TEXT = RESULTS / "language_cpu" / "summary.csv"
 TEXT_METRICS = {"token_accuracy", "token_accuracy_padded", "rouge1", "rouge2", "rougeL", "exact"}
 
