@@ -184,6 +184,18 @@ class Attack(Settings):
         """
         return None
 
+    def check_whole(self, observations: Observations) -> None:
+        """Refuse projected observations, where an attack explains whole gradients.
+
+        Raises:
+            LTIError: they are projected.
+        """
+        if observations.projection.name != "identity":
+            raise LTIError(
+                f"attack {self.name} got observations under {observations.projection.canonical()}; "
+                f"expected whole gradients. Give the observations of an identity projection."
+            )
+
     @abstractmethod
     def reconstruct(
         self,

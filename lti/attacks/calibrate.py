@@ -235,8 +235,7 @@ def _off(client: Client, held_out: HeldOut, layout: ParameterLayout) -> torch.Te
     sample = held_out.sample
     start = held_out.start
     if not held_out.ordered:  # the samples' labels go with them
-        order = best_order(squared_distance(sample, start))
-        start = start[torch.arange(len(start), device=start.device)[:, None], order]
+        start = _matched(start, sample)
     squares = torch.zeros(layout.total, device=start.device)
     with torch.no_grad():
         for x, y, k in zip(

@@ -222,11 +222,7 @@ class MaximumAPosteriori(Attack):
                 f"the prior is of {got}; expected {expected}. Delete the prior and run the same "
                 f"command again."
             )
-        if observations.projection.name != "identity":
-            raise LTIError(
-                f"attack {self.name} got observations under {observations.projection.canonical()}; "
-                f"expected whole gradients. Give the observations of an identity projection."
-            )
+        self.check_whole(observations)
         asked = len(observations.gradient)
         shape = (asked, observations.batch_size, *observations.sample_shape)
         if known.start[:asked].shape != shape:

@@ -89,11 +89,7 @@ class OptimisationAttack(Attack):
                 f"attack {self.name} got unknown labels; expected known ones: it matches the "
                 f"gradient of the loss at the labels. Use another attack."
             )
-        if observations.projection.name != "identity":
-            raise LTIError(
-                f"attack {self.name} got observations under {observations.projection.canonical()}; "
-                f"expected whole gradients. Give the observations of an identity projection."
-            )
+        self.check_whole(observations)
         count = len(observations.gradient)
         per_problem = self.floats_per_problem(observations, knowledge)
         at_once = max(1, memory_budget(compute.device, MEMORY_MIB) // (4 * per_problem))
