@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from lti.errors import LTIError
 from lti.files import canonical_json, read_tensors, write_tensors
+from lti.interruption import Interrupted, asked_to_leave
 
 if TYPE_CHECKING:
     import torch
@@ -39,14 +40,26 @@ class Checkpoint:
         self.every_seconds = _seconds() if every_seconds is None else every_seconds
         self._saved = time.monotonic()
 
+    def beside(self, name: str) -> Checkpoint:
+        """Return the checkpoint of another part of the same work."""
+        path = self.path.with_name(f"{self.path.stem}-{name}{self.path.suffix}")
+        return Checkpoint(path, self.settings, every_seconds=self.every_seconds)
+
     def due(self) -> bool:
-        """Return whether enough time has passed since the last save."""
-        return time.monotonic() - self._saved >= self.every_seconds
+        """Return whether enough time has passed since the last save, or to leave was asked."""
+        late = time.monotonic() - self._saved >= self.every_seconds
+        return late or asked_to_leave() is not None
 
     def save(self, tensors: Mapping[str, torch.Tensor], *, position: int) -> None:
-        """Write the state after ``position`` units of work, replacing the earlier one."""
+        """Write the state after ``position`` units of work, replacing the earlier one.
+
+        Raises:
+            Interrupted: the process was asked to leave, and now may.
+        """
         write_tensors(self.path, tensors, {"settings": self.settings, "position": position})
         self._saved = time.monotonic()
+        if (number := asked_to_leave()) is not None:
+            raise Interrupted(number)
 
     def load(self) -> tuple[dict[str, torch.Tensor], int] | None:
         """Return the saved tensors and position, or None where nothing was saved.

@@ -7,6 +7,7 @@ import sys
 import typer
 
 from lti.errors import LTIError
+from lti.interruption import Interrupted, leave_when_asked
 from lti.stages.attack import run_attack
 from lti.stages.backbone import fetch_backbone
 from lti.stages.combine import combine_summaries
@@ -61,9 +62,19 @@ for stage in (
 
 
 def main() -> None:
-    """Run the command; print an :class:`lti.errors.LTIError` alone and exit with 2."""
+    """Run the command; print an :class:`lti.errors.LTIError` alone and exit with 2.
+
+    SIGTERM and SIGUSR1 end it early, training and attacks after a save.
+    """
+    leave_when_asked()
     try:
         app()
     except LTIError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
+    except Interrupted as interrupted:
+        print(
+            f"{interrupted.signal.name}: stopped; the same command goes on from what was saved.",
+            file=sys.stderr,
+        )
+        raise

@@ -139,11 +139,11 @@ def test_an_interrupted_training_resumes_to_the_identical_generator(photos, tmp_
     expected, whole = train(photos, unused(tmp_path))
     checkpoint = Checkpoint(tmp_path / "c.safetensors", {}, every_seconds=0)
     with pytest.raises(KeyboardInterrupt):
-        train(photos, checkpoint, Killed(after=5))  # in the third of three epochs
-    assert checkpoint.load()[1] == 2
+        train(photos, checkpoint, Killed(after=6))  # in the third of three epochs of two steps
+    assert checkpoint.load()[1] == 5
     trained, history = train(photos, checkpoint, progress := Progress("test", every_seconds=1e9))
     assert trained.digest == expected.digest
-    assert progress._skipped == 64 and progress._done == progress.total == 96
+    assert progress._skipped == 80 and progress._done == progress.total == 96
     for key in ("epoch", "generator_loss", "discriminator_loss"):
         assert [record[key] for record in history] == [record[key] for record in whole]
 

@@ -360,24 +360,34 @@ def test_a_file_that_is_no_inverter_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("name", "defense", "changes"),
+    ("name", "defense", "changes", "memory_mib"),
     [
-        ("tuned", "none", {}),
-        ("tuned", "gauss", {"dropout": 0.2}),
-        ("tuned", "sign", {"dropout": 0.3}),
-        ("paper", "gauss", {}),
+        ("tuned", "none", {}, 64),
+        ("tuned", "gauss", {"dropout": 0.2}, 64),
+        ("tuned", "gauss", {"dropout": 0.2}, 0.5),  # streamed
+        ("tuned", "sign", {"dropout": 0.3}, 64),
+        ("paper", "gauss", {}, 64),
     ],
 )
-def test_a_resumed_training_ends_with_the_same_weights(auxiliary, tmp_path, name, defense, changes):
+def test_a_resumed_training_ends_with_the_same_weights(
+    auxiliary, tmp_path, name, defense, changes, memory_mib
+):
     data = auxiliary(defense)
     settings = preset(name, epochs=3, **changes)
-    expected, history = train(settings, data, tmp_path / "whole")
+    expected, history = train(settings, data, tmp_path / "whole", memory_mib=memory_mib)
     with pytest.raises(KeyboardInterrupt):  # inside the second epoch
-        train(settings, data, tmp_path / "cut", Steps(stop_after=6), every_seconds=0)
+        train(
+            settings,
+            data,
+            tmp_path / "cut",
+            Steps(stop_after=6),
+            every_seconds=0,
+            memory_mib=memory_mib,
+        )
     torch.rand(7)  # another process's global stream is elsewhere
     progress = Steps()
-    resumed, again = train(settings, data, tmp_path / "cut", progress)
-    assert (progress.skipped, progress.count) == (SAMPLES - HELD, 8)
+    resumed, again = train(settings, data, tmp_path / "cut", progress, memory_mib=memory_mib)
+    assert (progress.skipped, progress.count) == (5 * (SAMPLES - HELD) // 4, 7)  # at the step
     state = resumed.network.state_dict()
     for key, value in expected.network.state_dict().items():
         assert torch.equal(state[key], value), key

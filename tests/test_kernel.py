@@ -175,11 +175,30 @@ def _small_blocks(monkeypatch):
     monkeypatch.setattr(cholesky, "BLOCK", 32)
 
 
-def fit(data: AuxiliaryData, folder: Path, **changes):
+class Killed(Progress):
+    """Stops at a step of refining, as a killed run does."""
+
+    def __init__(self, at: int) -> None:
+        self.at = at
+        super().__init__("test")
+
+    def advance(self, count: int, **values) -> None:
+        super().advance(count, **values)
+        if self.unit == "images":
+            self.at -= 1
+            if not self.at:
+                raise KeyboardInterrupt
+
+
+def fit(data: AuxiliaryData, folder: Path, progress: Progress | None = None, **changes):
     preset = INVERTERS["kernel"](**{"holdout": 0.1, "components": 12, **changes})
-    checkpoint = Checkpoint(folder / "checkpoint", {})
+    checkpoint = Checkpoint(folder / "checkpoint", {}, every_seconds=0)
     return preset.fit(
-        data, compute=CPU, checkpoint=checkpoint, progress=Progress("test"), memory_mib=64
+        data,
+        compute=CPU,
+        checkpoint=checkpoint,
+        progress=progress or Progress("test"),
+        memory_mib=64,
     )
 
 
@@ -267,8 +286,8 @@ def test_what_is_refined_is_each_sample_as_the_others_give_it(tmp_path, monkeypa
     data = auxiliary(tmp_path)
     seen = {}
 
-    def refine(preset, decoder, blurred, target, *_):
-        seen.update(blurred=blurred, target=target)
+    def refine(preset, decoder, pairs, *_, **__):
+        seen.update(zip(("blurred", "target"), pairs, strict=True))
         return []
 
     monkeypatch.setattr(kernel_module, "_refine", refine)
@@ -304,8 +323,28 @@ def test_refining_keeps_the_best_and_resumes_after_the_solution(tmp_path, monkey
     assert torch.equal(resumed.invert(rows), trained.invert(rows))
     losses = [[record["held_out_loss"] for record in part] for part in (history, same)]
     assert losses[0] == losses[1]
+    assert not (tmp_path / "checkpoint-refining").exists()
     with pytest.raises(ValidationError, match="would leave its mirror image in"):
         INVERTERS["kernel"](refine=1, use_mirrored=True)
+
+
+@pytest.mark.parametrize("at", [3, 9])
+def test_refining_resumes_at_the_step(tmp_path, at):
+    data = auxiliary(tmp_path, "sign")
+    settings = {"refine": 3, "channels": 8, "learning_rate": 1e-2, "batch_size": 16}
+    (tmp_path / "whole").mkdir()
+    trained, history = fit(data, tmp_path / "whole", **settings)
+    with pytest.raises(KeyboardInterrupt):
+        fit(data, tmp_path, Killed(at), **settings)
+    position = Checkpoint(tmp_path / "checkpoint", {}).beside("refining").load()[1]
+    assert position == at - 1 and position % 6  # inside an epoch of 6 steps
+    torch.rand(7)
+    resumed, again = fit(data, tmp_path, progress := Progress("test"), **settings)
+    assert progress._skipped == position * (SAMPLES - 9) // 6
+    rows = data.store.rows(SAMPLES - 9, SAMPLES)
+    assert torch.equal(resumed.invert(rows), trained.invert(rows))
+    for key in ("epoch", "train_loss", "held_out_loss", "learning_rate"):
+        assert [r[key] for r in again[1:]] == [r[key] for r in history[1:]]
 
 
 def test_noise_is_drawn_once_from_the_seed(tmp_path):

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+import tempfile
 from dataclasses import replace
 from itertools import combinations
+from pathlib import Path
 
 import pytest
 import torch
@@ -343,15 +345,17 @@ class Case:
         self.observed = received[12:]
         self.layout = ParameterLayout.of(attacked(*lenet))
 
-    def calibrated(self, **settings_):
-        return calibrate(
-            attack(**settings_),
-            self.client,
-            self.held_out,
-            photographs(40),
-            layout=self.layout,
-            progress=QUIET,
-        )
+    def calibrated(self, checkpoint: Checkpoint | None = None, **settings_):
+        with tempfile.TemporaryDirectory() as folder:
+            return calibrate(
+                attack(**settings_),
+                self.client,
+                self.held_out,
+                photographs(40),
+                layout=self.layout,
+                checkpoint=checkpoint or Checkpoint(Path(folder) / "c.safetensors", {}),
+                progress=QUIET,
+            )
 
     def observations(self) -> Observations:
         return Observations(
@@ -427,6 +431,30 @@ def test_refining_brings_victims_closer(lenet, tmp_path, settings_, size, least)
     assert result.diagnostics["refined"].any()
     assert (result.objective.diff(dim=1) <= 0).all()
     assert result.sample.amin() >= 0 and result.sample.amax() <= 1
+
+
+def test_what_was_tried_is_not_tried_again(lenet, tmp_path, monkeypatch):
+    case = Case(lenet, DEFENSES["none"]())
+    settings_ = {"priors": ["identity", "errors"], "iterations": 2}
+    whole = case.calibrated(**settings_)
+    checkpoint = Checkpoint(tmp_path / "c.safetensors", {})
+    refine, count = Refinement.refine, 0
+
+    def killed(*arguments, **options):
+        nonlocal count
+        count += 1
+        if count == 4:
+            raise KeyboardInterrupt
+        return refine(*arguments, **options)
+
+    monkeypatch.setattr(Refinement, "refine", killed)
+    with pytest.raises(KeyboardInterrupt):
+        case.calibrated(checkpoint, **settings_)
+    assert checkpoint.load()[1] == 3
+    resumed = case.calibrated(checkpoint, **settings_)
+    assert resumed.tried == whole.tried
+    assert resumed.refinement.digest == whole.refinement.digest
+    assert count == 4 + len(whole.tried) - 3
 
 
 def test_all_priors_are_tried_and_the_best_is_taken(lenet):

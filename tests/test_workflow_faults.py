@@ -21,9 +21,11 @@ from workflow_runner import AUXILIARY, CONFIG, VICTIMS, Checkout, finished_check
 
 from lti.checkpoint import Checkpoint
 from lti.files import read_arrays
+from lti.inverters.train import HISTORY
 
 STORE = f"results/gradients/{AUXILIARY}/lenet/identity"
 EPOCHS = 80
+STEPS = 2  # of an epoch
 # Noise is drawn anew every epoch: the harder case for resuming.
 LONG = {"inverters.tuned.epochs": EPOCHS}
 
@@ -80,10 +82,14 @@ def checkpoints(checkout: Checkout) -> list[Path]:
     return list(checkout.results.glob("checkpoints/inverter-*.safetensors"))
 
 
+def epochs_saved(checkout: Checkout) -> list[float]:
+    return [second for path in checkpoints(checkout) for second in epochs_in(path)]
+
+
 def epochs_in(checkpoint: Path) -> list[float]:
     """The seconds of every epoch in a checkpoint: no two runs have the same."""
     arrays, _ = read_arrays(checkpoint)
-    return arrays["history"][:, 4].tolist()
+    return arrays["history"].reshape(-1, len(HISTORY))[:, 4].tolist()
 
 
 def assert_resumed(checkout: Checkout, seconds: list[float], reference: Checkout) -> None:
@@ -101,7 +107,7 @@ def test_killed_training_goes_on_from_its_checkpoint(checkout, uninterrupted):
     checkout.configure(LONG)
     target = checkout.inverter("gauss")
     with checkout.start(str(target)) as process:
-        wait_for(lambda: checkpoints(checkout), process)
+        wait_for(lambda: epochs_saved(checkout), process)
         kill_job(process, "train-inverter")
     assert not (checkout.folder / target).exists()
     (checkpoint,) = checkpoints(checkout)
@@ -111,11 +117,39 @@ def test_killed_training_goes_on_from_its_checkpoint(checkout, uninterrupted):
     assert_resumed(checkout, seconds, uninterrupted)
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1], ids=lambda n: n.name)
+def test_asked_to_leave_training_saves_first_and_goes_on_at_the_step(
+    checkout, uninterrupted, number
+):
+    checkout.configure(LONG)
+    target = checkout.inverter("gauss")
+    with checkout.start(str(target), LTI_CHECKPOINT_SECONDS="0.5") as process:
+        wait_for(lambda: checkpoints(checkout), process)
+        _, earlier = read_arrays(checkpoints(checkout)[0])
+        time.sleep(0.2)  # some steps that are not saved yet
+        job = job_of(process, "train-inverter")
+        assert job is not None
+        job.send_signal(number)
+        began = time.monotonic()
+        psutil.wait_procs([job], timeout=30)
+        assert time.monotonic() - began < 10
+        output, _ = process.communicate(timeout=60)
+    assert process.returncode != 0
+    assert f"{number.name}: stopped; the same command goes on from what was saved" in output
+    assert not (checkout.folder / target).exists()
+    (checkpoint,) = checkpoints(checkout)
+    _, metadata = read_arrays(checkpoint)
+    seconds = epochs_in(checkpoint)
+    assert earlier["position"] < metadata["position"] < EPOCHS * STEPS
+    checkout.run(str(target))
+    assert_resumed(checkout, seconds, uninterrupted)
+
+
 def test_killed_snakemake_goes_on_once_it_is_unlocked(checkout, uninterrupted):
     checkout.configure(LONG)
     target = checkout.inverter("gauss")
     with checkout.start(str(target)) as process:
-        wait_for(lambda: checkpoints(checkout), process)
+        wait_for(lambda: epochs_saved(checkout), process)
         job = job_of(process, "train-inverter")
         os.killpg(process.pid, signal.SIGKILL)
         process.communicate(timeout=60)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 import torch
 
@@ -12,12 +12,14 @@ from lti.attacks.likelihood import likelihood_of
 from lti.attacks.prior import Covariance
 from lti.attacks.refinement import Client, Refinement
 from lti.gradients.layout import ParameterLayout
+from lti.interruption import saving_first
 from lti.inverters.ordering import best_order, squared_distance
 from lti.seeding import torch_generator
 
 if TYPE_CHECKING:
     from lti.attacks.likelihood import Likelihood
     from lti.attacks.lti_map import MaximumAPosteriori, PriorKind
+    from lti.checkpoint import Checkpoint
     from lti.progress import Progress
 
 __all__ = ["TRIED", "Calibration", "HeldOut", "calibrate", "psnr"]
@@ -75,6 +77,24 @@ class Attempt:
     after: torch.Tensor
     record: dict[str, Any]
 
+    @classmethod
+    def of(
+        cls,
+        refinement: Refinement,
+        held_out: HeldOut,
+        after: torch.Tensor,
+        farthest: torch.Tensor,
+        converged: torch.Tensor,
+    ) -> Self:
+        """Return the attempt with this outcome."""
+        before = psnr(held_out.start, held_out.sample)
+        values = (
+            *(refinement.prior, refinement.width, refinement.weight),
+            *(float(before.mean()), float(after.mean()), float((after > before).float().mean())),
+            *(float(farthest), float(converged)),
+        )
+        return cls(refinement, before, after, dict(zip(TRIED, values, strict=True)))
+
     def score(self) -> float:
         """Return the mean PSNR after."""
         return float(self.after.mean())
@@ -103,6 +123,7 @@ def calibrate(
     images: torch.Tensor,
     *,
     layout: ParameterLayout,
+    checkpoint: Checkpoint,
     progress: Progress,
 ) -> Calibration:
     """Choose prior, width and weight by the mean PSNR.
@@ -116,6 +137,7 @@ def calibrate(
         held_out: auxiliary samples that the inverter has not learned from.
         images: other auxiliary samples, ``(n, c, h, w)`` in [0, 1].
         layout: of the gradient.
+        checkpoint: of what was tried.
         progress: told of what is tried.
     """
     few = len(held_out.observed) // 2
@@ -130,10 +152,21 @@ def calibrate(
         reason = f"defense {client.defense.name} states no likelihood"
         return Calibration(replace(next(made), farthest=0.0), False, reason, [])
     tried: list[dict[str, Any]] = []
+    saved = checkpoint.load()
+    outcomes = {} if saved is None else saved[0]
 
-    def attempt(refinement: Refinement) -> Attempt:
-        tried.append((result := _attempt(attack, client, refinement, compared)).record)
-        record = result.record
+    def attempt(refinement: Refinement, on: HeldOut = compared) -> Attempt:
+        prefix = f"{len(tried)}/"
+        if f"{prefix}after" not in outcomes:
+            for key, value in _outcome(attack, client, refinement, on).items():
+                outcomes[prefix + key] = value
+            with saving_first():
+                checkpoint.save(outcomes, position=len(tried) + 1)
+        after, farthest, converged = (
+            outcomes[prefix + key] for key in ("after", "farthest", "converged")
+        )
+        result = Attempt.of(refinement, on, after.to(on.start.device), farthest, converged)
+        tried.append(record := result.record)
         progress.say(
             f"{refinement.prior}, width {refinement.width:g}, weight {refinement.weight:g}: "
             f"{record['psnr_before']:.2f} -> {record['psnr_after']:.2f} dB"
@@ -142,8 +175,7 @@ def calibrate(
 
     best = max((_climb(attempt, likelihood, prior) for prior in made), key=Attempt.score)
     chosen = replace(best.refinement, farthest=BEYOND * best.record["farthest"])
-    confirmed = _attempt(attack, client, chosen, confirming)
-    tried.append(confirmed.record)
+    confirmed = attempt(chosen, confirming)
     gain = (confirmed.after - confirmed.before).mean(dim=1)  # samples of a batch go together
     sure = float(gain.mean()) - SURE * float(gain.std()) / len(gain) ** 0.5
     reason = (
@@ -152,9 +184,10 @@ def calibrate(
     return Calibration(chosen, sure > 0, reason, tried)
 
 
-def _attempt(
+def _outcome(
     attack: MaximumAPosteriori, client: Client, refinement: Refinement, held_out: HeldOut
-) -> Attempt:
+) -> dict[str, torch.Tensor]:
+    """Refine held-out batches; return the PSNR, how far it went and the share that converged."""
     count, size = held_out.label.shape
     begin: torch.Tensor | None = None
     if attack.from_noise:
@@ -177,16 +210,12 @@ def _attempt(
                 inner=attack.inner,
             )
         )
-    before = psnr(held_out.start, held_out.sample)
-    after = psnr(torch.cat([part[0] for part in parts]), held_out.sample)
     lengths = torch.cat([part[2].z.flatten(1).norm(dim=1) for part in parts])
-    converged = torch.cat([part[2].converged for part in parts])
-    values = (
-        *(refinement.prior, refinement.width, refinement.weight),
-        *(float(before.mean()), float(after.mean()), float((after > before).float().mean())),
-        *(float(lengths.max()), float(converged.float().mean())),
-    )
-    return Attempt(refinement, before, after, dict(zip(TRIED, values, strict=True)))
+    return {
+        "after": psnr(torch.cat([part[0] for part in parts]), held_out.sample),
+        "farthest": lengths.max(),
+        "converged": torch.cat([part[2].converged for part in parts]).float().mean(),
+    }
 
 
 def _climb(

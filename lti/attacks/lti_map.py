@@ -14,6 +14,7 @@ from lti.checkpoint import Checkpoint
 from lti.errors import LTIError
 from lti.files import digest_arrays, digest_json, read_tensors
 from lti.fl_models import network_digest
+from lti.interruption import saving_first
 from lti.seeding import torch_generator
 
 if TYPE_CHECKING:
@@ -120,6 +121,7 @@ class MaximumAPosteriori(Attack):
         )
         return Known(refinement, facts, start, start_facts, digest)
 
+    @saving_first()
     def reconstruct(
         self,
         observations: Observations,

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeAlias
 
 from lti.checkpoint import Checkpoint
+from lti.interruption import saving_first
 
 if TYPE_CHECKING:
     import torch
@@ -79,6 +80,7 @@ def warm_up(learning_rate: float, *, steps: int, iterations: int) -> Schedule:
     return rate
 
 
+@saving_first()
 def minimise(
     evaluate: Evaluate,
     variables: Sequence[torch.Tensor],

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from contextlib import nullcontext
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -17,7 +18,9 @@ from lti.data.samples import to_float
 from lti.errors import LTIError
 from lti.generators.base import Generator
 from lti.generators.trained import TrainedGenerator
+from lti.interruption import saving_first
 from lti.seeding import derive_seed, torch_generator
+from lti.training_state import TrainingState
 
 if TYPE_CHECKING:
     from lti.progress import Progress
@@ -27,6 +30,7 @@ __all__ = ["HISTORY", "train_generator"]
 HISTORY = ("epoch", "generator_loss", "discriminator_loss", "seconds", "samples_per_second")
 
 
+@saving_first()
 def train_generator(
     settings: Generator,
     image: torch.Tensor,
@@ -48,7 +52,7 @@ def train_generator(
         settings: the networks and the training settings.
         image: uint8 ``(n, c, h, w)``, the auxiliary set.
         compute: where to run.
-        checkpoint: state for resuming, written between epochs.
+        checkpoint: state for resuming, at any step.
         progress: told of every step.
 
     Returns:
@@ -58,6 +62,7 @@ def train_generator(
     Raises:
         LTIError: fewer samples than ``batch_size``, a checkpoint of other settings, or a
             loss that is not finite.
+        Interrupted: the process was asked to leave, and has saved.
     """
     size, shape = settings.batch_size, tuple(image.shape[1:])
     steps = len(image) // size  # the last, smaller batch is left out
@@ -74,22 +79,32 @@ def train_generator(
         name: torch.optim.Adam(network.parameters(), settings.learning_rate, settings.betas)
         for name, network in networks.items()
     }
-    history: list[dict[str, Any]] = []
-    if (saved := checkpoint.load()) is not None:
-        _restore(saved[0], networks, adams, history)
+    state = TrainingState(
+        checkpoint,
+        networks=networks,
+        optimizers=adams,
+        columns=HISTORY,
+        device=compute.device,
+    )
+    state.restore()
+    history = state.history
     progress.start(total=settings.epochs * steps * size, unit="samples")
-    progress.skip(len(history) * steps * size)
+    progress.skip(state.step * size)
 
     def judge(sample: torch.Tensor) -> torch.Tensor:
         with _autocast(compute):
             return discriminator(sample).float()
 
-    for epoch in range(len(history), settings.epochs):
+    for epoch in range(state.step // steps, settings.epochs):
         began = time.monotonic()
         draw = torch_generator(settings.seed, "epoch", epoch)
         order = torch.randperm(len(image), generator=draw)[: steps * size]
-        totals = torch.zeros(2, device=compute.device)
-        for index in order.split(size):
+        sums = torch.zeros(3, dtype=torch.float64, device=compute.device)  # losses and seconds
+        skip = state.step - epoch * steps  # 0, unless resumed inside the epoch
+        if skip:
+            sums = state.kept["sums"]
+            draw.set_state(state.kept["draw"].cpu())
+        for index in order.split(size)[skip:]:
             real = to_float(image[index].to(compute.device))
             latent = torch.randn(size, settings.latent, generator=draw).to(compute.device)
             with _autocast(compute):
@@ -101,10 +116,14 @@ def train_generator(
             _step(adams["generator"], fooled.mean())
 
             both = torch.stack([fooled.detach().mean(), loss.detach().mean()])
-            totals += both
+            sums[:2] += both
+            state.step += 1
             progress.advance(size, epoch=epoch + 1, generator=both[0], discriminator=both[1])
-        seconds = time.monotonic() - began
-        losses = (totals / steps).tolist()
+            if state.step < (epoch + 1) * steps:
+                state.save_if_due(partial(_within_epoch, sums, began, draw))
+        *totals, earlier = sums.tolist()
+        losses = [total / steps for total in totals]
+        seconds = earlier + time.monotonic() - began
         if not all(math.isfinite(value) for value in losses):
             raise LTIError(
                 f"the losses of epoch {epoch + 1} are {losses}; expected finite numbers. Lower "
@@ -112,8 +131,8 @@ def train_generator(
             )
         row = (epoch + 1, *losses, seconds, steps * size / seconds)
         history.append(dict(zip(HISTORY, row, strict=True)))
-        if checkpoint.due() and epoch + 1 < settings.epochs:
-            checkpoint.save(_state(networks, adams, history), position=epoch + 1)
+        if epoch + 1 < settings.epochs:
+            state.save_if_due(dict)
     trained = TrainedGenerator(settings, shape, network=generator, compute=compute)
     return trained, history
 
@@ -132,36 +151,9 @@ def _step(adam: torch.optim.Adam, loss: torch.Tensor) -> None:
     adam.step()
 
 
-def _state(
-    networks: dict[str, nn.Module],
-    adams: dict[str, torch.optim.Adam],
-    history: list[dict[str, Any]],
+def _within_epoch(
+    sums: torch.Tensor, began: float, draw: torch.Generator
 ) -> dict[str, torch.Tensor]:
-    table = [[float(record[key]) for key in HISTORY] for record in history]
-    state = {"history": torch.tensor(table, dtype=torch.float64)}
-    for name, network in networks.items():
-        state |= {f"{name}/{key}": value for key, value in network.state_dict().items()}
-        for number, slots in adams[name].state_dict()["state"].items():
-            state |= {f"{name}_adam/{number}/{key}": value for key, value in slots.items()}
-    return state
-
-
-def _restore(
-    state: dict[str, torch.Tensor],
-    networks: dict[str, nn.Module],
-    adams: dict[str, torch.optim.Adam],
-    history: list[dict[str, Any]],
-) -> None:
-    def part(prefix: str) -> dict[str, torch.Tensor]:
-        return {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
-
-    for name, network in networks.items():
-        network.load_state_dict(part(f"{name}/"))
-        slots: dict[int, dict[str, torch.Tensor]] = {}
-        for key, value in part(f"{name}_adam/").items():
-            number, _, slot = key.partition("/")
-            slots.setdefault(int(number), {})[slot] = value
-        adams[name].load_state_dict({**adams[name].state_dict(), "state": slots})
-    for record in state["history"].tolist():
-        history.append(dict(zip(HISTORY, record, strict=True)))
-        history[-1]["epoch"] = int(history[-1]["epoch"])
+    """Return what resuming inside an epoch needs beside the training's state."""
+    passed = sums + sums.new_tensor([0, 0, time.monotonic() - began])
+    return {"sums": passed, "draw": draw.get_state()}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from itertools import pairwise
+from itertools import islice, pairwise
 from typing import TYPE_CHECKING
 
 import torch
@@ -70,20 +70,28 @@ class TrainingInputs:
             )
 
     def epoch(
-        self, batch_size: int, *, seed: int, mirrored: bool
+        self,
+        batch_size: int,
+        *,
+        seed: int,
+        noise: torch.Generator,
+        mirrored: bool,
+        skip: int = 0,
     ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         """Yield ``(rows, inputs)``: every sample once, in one of its views.
 
         Args:
             batch_size: client batches at a time.
-            seed: of order, grouping, views and noise.
+            seed: of order, grouping and views.
+            noise: of the defense.
             mirrored: whether to draw a view or to take the first.
+            skip: how many to leave out, from the first.
 
         Yields:
             int64 ``(m, B)`` rows of the store, and the inputs ``(m, k)``.
         """
-        noise = torch_generator(seed, "noise", device=self._compute.device)
-        for index, rows in self._grouped(batch_size, seed=seed, mirrored=mirrored):
+        grouped = self._grouped(batch_size, seed=seed, mirrored=mirrored)
+        for index, rows in islice(grouped, skip, None):
             if rows is None:
                 assert self._encoded is not None
                 yield index, self._encoded.index_select(0, index[:, 0] - self._rows.start)

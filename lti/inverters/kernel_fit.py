@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -13,6 +14,7 @@ from torch import nn
 from lti.checkpoint import Checkpoint
 from lti.compute import Compute, peak_memory_mib
 from lti.errors import LTIError
+from lti.interruption import saving_first
 from lti.inverters.auxiliary_data import AuxiliaryData, targets
 from lti.inverters.cholesky import inverse_diagonal, solve_in_place
 from lti.inverters.decoder import image_components
@@ -22,6 +24,7 @@ from lti.inverters.kernel_network import BLOCK, KernelDecoder, KernelEncoder, La
 from lti.inverters.network import InverterNetwork
 from lti.inverters.trained import TrainedInverter
 from lti.seeding import derive_seed, torch_generator
+from lti.training_state import TrainingState, copy_of
 
 if TYPE_CHECKING:
     from lti.progress import Progress
@@ -49,7 +52,7 @@ def fit_kernel(
         settings: the preset.
         data: the auxiliary set with its stored gradients.
         compute: where to run.
-        checkpoint: state for resuming: what was solved for.
+        checkpoint: state for resuming: what was solved for. That of refining is beside it.
         progress: told of every step.
 
     Returns:
@@ -97,7 +100,8 @@ def fit_kernel(
     else:
         solved = _solve(settings, encoder, coefficients, progress)
         if settings.refine:
-            checkpoint.save(solved, position=0)
+            with saving_first():
+                checkpoint.save(solved, position=0)
     decoder.dual.data.copy_(solved["dual"])
     held_out = held_out_inputs(
         settings, data, held, encoder=encoder, compute=compute, dtype=torch.float32
@@ -114,7 +118,16 @@ def fit_kernel(
     history = [record]
     if settings.refine:
         blurred = decoder.images(coefficients - solved["residual"])
-        history += _refine(settings, decoder, blurred, target, held_out, record, compute, progress)
+        history += _refine(
+            settings,
+            decoder,
+            (blurred, target),
+            held_out,
+            record,
+            compute=compute,
+            checkpoint=checkpoint.beside("refining"),
+            progress=progress,
+        )
     network = InverterNetwork(encoder, decoder)
     trained = TrainedInverter.of(settings, data, network=network, compute=compute)
     return trained, history
@@ -148,14 +161,16 @@ def _solve(
     return {"dual": dual, "residual": dual / diagonal[:, None]}
 
 
+@saving_first()
 def _refine(
     settings: KernelInverter,
     decoder: KernelDecoder,
-    blurred: torch.Tensor,
-    target: torch.Tensor,
+    pairs: tuple[torch.Tensor, torch.Tensor],
     held_out: tuple[torch.Tensor, torch.Tensor],
     solved: dict[str, Any],
+    *,
     compute: Compute,
+    checkpoint: Checkpoint,
     progress: Progress,
 ) -> list[dict[str, Any]]:
     """Train the refining network on pairs of images, the blurred and the true one.
@@ -164,25 +179,36 @@ def _refine(
     """
     refiner = decoder.refiner
     assert refiner is not None
-    count, steps = len(blurred), -(-len(blurred) // settings.batch_size)
+    count, steps = len(pairs[0]), -(-len(pairs[0]) // settings.batch_size)
     in_all = settings.refine * steps
     optimizer = torch.optim.AdamW(refiner.parameters(), lr=settings.learning_rate)
-    best, kept = solved["held_out_loss"], _copy(refiner)
-    history = []
+    state = TrainingState(
+        checkpoint,
+        networks={"refiner": refiner},
+        optimizers={"optimizer": optimizer},
+        columns=tuple(solved),
+        device=compute.device,
+    )
+    best, kept = solved["held_out_loss"], copy_of(refiner)
+    if state.restore():
+        best, kept = float(state.kept.pop("best")), state.kept
+    history = state.history
     progress.start(total=settings.refine * count, unit="images")
-    for epoch in range(settings.refine):
-        began, total = time.monotonic(), 0.0
+    progress.skip(state.step * count // steps)
+    for epoch in range(state.step // steps, settings.refine):
+        began = time.monotonic()
         order = torch_generator(settings.seed, "refine", epoch)
         flips = torch.rand(steps, generator=order) < 0.5
         refiner.train()
-        for step, index in enumerate(
-            torch.randperm(count, generator=order).split(settings.batch_size)
-        ):
-            done = (epoch * steps + step) / in_all
+        batches = torch.randperm(count, generator=order).split(settings.batch_size)
+        skip = state.step - epoch * steps  # 0, unless resumed inside the epoch
+        sums = state.kept.pop("sums") if skip else torch.zeros(2, dtype=torch.float64)
+        for step, index in enumerate(batches[skip:], start=skip):
+            done = state.step / in_all
             factor = (1 + math.cos(math.pi * done)) / 2 * min(1.0, (done + 1 / in_all) / WARM_UP)
             for group in optimizer.param_groups:
                 group["lr"] = settings.learning_rate * factor
-            x, y = (part[index].to(compute.device) for part in (blurred, target))
+            x, y = (part[index].to(compute.device) for part in pairs)
             if flips[step]:
                 x, y = x.flip(3), y.flip(3)
             enabled = compute.dtype != torch.float32
@@ -193,10 +219,14 @@ def _refine(
             loss.backward()
             nn.utils.clip_grad_norm_(refiner.parameters(), CLIP)
             optimizer.step()
-            total += float(loss.detach()) * len(index)
+            sums[0] += float(loss.detach()) * len(index)
+            state.step += 1
             progress.advance(len(index), epoch=epoch + 1, loss=loss.detach())
+            if state.step < (epoch + 1) * steps:
+                state.save_if_due(partial(_resumable, best, kept, sums, began))
         error = held_out_error(decoder.eval(), held_out)
-        seconds = time.monotonic() - began
+        total, earlier = sums.tolist()
+        seconds = earlier + time.monotonic() - began
         history.append(
             {
                 "epoch": epoch + 2,
@@ -209,13 +239,25 @@ def _refine(
             }
         )
         if error < best:
-            best, kept = error, _copy(refiner)
+            best, kept = error, copy_of(refiner)
+        if epoch + 1 < settings.refine:
+            state.save_if_due(partial(_resumable, best, kept))
     refiner.load_state_dict(kept)
+    checkpoint.clear()
     return history
 
 
-def _copy(network: nn.Module) -> dict[str, torch.Tensor]:
-    return {key: value.detach().clone() for key, value in network.state_dict().items()}
+def _resumable(
+    best: float,
+    kept: Mapping[str, torch.Tensor],
+    sums: torch.Tensor | None = None,
+    began: float = 0.0,
+) -> dict[str, torch.Tensor]:
+    """Return what resuming needs beside the training's state: inside an epoch its ``sums``."""
+    tensors = {"best": torch.tensor(best, dtype=torch.float64), **kept}
+    if sums is not None:
+        tensors["sums"] = sums + sums.new_tensor([0, time.monotonic() - began])
+    return tensors
 
 
 def _rows_of(samples: range, views: int, stored: int) -> torch.Tensor:

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Mapping
+from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
-from torch import nn
 
 from lti.checkpoint import Checkpoint
 from lti.compute import Compute, peak_memory_mib
 from lti.errors import LTIError
+from lti.interruption import saving_first
 from lti.inverters.auxiliary_data import AuxiliaryData, targets
 from lti.inverters.base import NetworkInverter
 from lti.inverters.inputs import (
@@ -21,7 +23,8 @@ from lti.inverters.inputs import (
     statistics_sample,
 )
 from lti.inverters.trained import TrainedInverter, precision_of
-from lti.seeding import derive_seed
+from lti.seeding import derive_seed, torch_generator
+from lti.training_state import TrainingState, copy_of
 
 if TYPE_CHECKING:
     from lti.progress import Progress
@@ -45,7 +48,19 @@ class _Best(NamedTuple):
     loss: float
     weights: dict[str, torch.Tensor]
 
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """Return it as tensors."""
+        loss = torch.tensor(self.loss, dtype=torch.float64)
+        return {"best_loss": loss, **{f"best/{key}": v for key, v in self.weights.items()}}
 
+    @classmethod
+    def of(cls, tensors: Mapping[str, torch.Tensor]) -> _Best:
+        """Return what :meth:`tensors` gave."""
+        weights = {k.removeprefix("best/"): v for k, v in tensors.items() if k.startswith("best/")}
+        return cls(float(tensors["best_loss"]), weights)
+
+
+@saving_first()
 def train_inverter(
     settings: NetworkInverter,
     data: AuxiliaryData,
@@ -68,7 +83,7 @@ def train_inverter(
         settings: the preset.
         data: the auxiliary set with its stored gradients.
         compute: where to run.
-        checkpoint: state for resuming, written between epochs.
+        checkpoint: state for resuming, at any step.
         progress: told of every step.
         memory_mib: host memory for training rows.
 
@@ -80,6 +95,7 @@ def train_inverter(
     Raises:
         LTIError: store and auxiliary set do not fit, a checkpoint of other settings, or a
             loss that is not finite.
+        Interrupted: the process was asked to leave, and has saved.
     """
     learned, kept = data.split(settings.holdout)
     rows = range(learned.stop * data.views)
@@ -106,26 +122,41 @@ def train_inverter(
     steps = -(-(len(learned) // data.batch_size) // settings.batch_size)  # of an epoch
     in_all = settings.steps or settings.epochs * steps
     epochs = -(-in_all // steps)
-    history: list[dict[str, Any]] = []
-    best = _Best(float("inf"), _copy(network.decoder))
-    if (saved := checkpoint.load()) is not None:
-        best = _restore(saved[0], network.decoder, optimizer, history)
+    best = _Best(float("inf"), copy_of(network.decoder))
+    state = TrainingState(
+        checkpoint,
+        networks={"decoder": network.decoder},
+        optimizers={"optimizer": optimizer},
+        columns=HISTORY,
+        device=compute.device,
+    )
+    if state.restore():
+        best = _Best.of(state.kept)
+    history = state.history
     progress.start(total=in_all * len(learned) // steps, unit="samples")
-    progress.skip(len(history) * len(learned))
+    progress.skip(state.step * len(learned) // steps)
 
-    for epoch in range(len(history), epochs):
+    for epoch in range(state.step // steps, epochs):
         if _is_over(history, steps, settings.patience):
             break
         began = time.monotonic()
         seed = derive_seed(settings.seed, "epoch", epoch)
-        torch.manual_seed(derive_seed(seed, "dropout"))
+        noise = torch_generator(seed, "noise", device=compute.device)
+        skip = state.step - epoch * steps  # 0, unless resumed inside the epoch
+        if skip:
+            sums = state.kept["sums"]  # of losses, samples and seconds
+            noise.set_state(state.kept["noise"].cpu())
+        else:
+            sums = torch.zeros(3, dtype=torch.float64, device=compute.device)
+            torch.manual_seed(derive_seed(seed, "dropout"))
+        within = partial(_within_epoch, sums, began, noise, best)
         network.train()
-        total, seen = torch.zeros((), device=compute.device), 0
-        batches = inputs.epoch(settings.batch_size, seed=seed, mirrored=settings.use_mirrored)
-        for step, (index, batch) in enumerate(batches, start=epoch * steps):
-            if step == in_all:
+        for index, batch in inputs.epoch(
+            settings.batch_size, seed=seed, noise=noise, mirrored=settings.use_mirrored, skip=skip
+        ):
+            if state.step == in_all:
                 break
-            factor = settings.learning_rate_factor(step / in_all)
+            factor = settings.learning_rate_factor(state.step / in_all)
             for group in optimizer.param_groups:
                 group["lr"] = settings.learning_rate * factor
             target = targets(value, index, data.views)
@@ -135,17 +166,21 @@ def train_inverter(
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
             optimizer.step()
-            total += loss.detach() * index.numel()
-            seen += index.numel()
+            sums[0] += loss.detach() * index.numel()
+            sums[1] += index.numel()
+            state.step += 1
             progress.advance(index.numel(), epoch=epoch + 1, loss=loss.detach())
+            if state.step < min((epoch + 1) * steps, in_all):
+                state.save_if_due(within)
         network.eval()
         with precision_of(settings, compute):
             error = held_out_error(network.decoder, held_out)
-        seconds = time.monotonic() - began
+        total, seen, earlier = sums.tolist()
+        seconds = earlier + time.monotonic() - began
         history.append(
             {
                 "epoch": epoch + 1,
-                "train_loss": float(total) / seen,
+                "train_loss": total / seen,
                 "held_out_loss": error,
                 "learning_rate": settings.learning_rate * factor,
                 "seconds": seconds,
@@ -160,9 +195,9 @@ def train_inverter(
                     f"Lower the learning rate ({settings.learning_rate:g})."
                 )
         if error < best.loss:
-            best = _Best(error, _copy(network.decoder))
-        if checkpoint.due() and epoch + 1 < epochs:
-            checkpoint.save(_state(network.decoder, optimizer, history, best), position=epoch + 1)
+            best = _Best(error, copy_of(network.decoder))
+        if epoch + 1 < epochs:
+            state.save_if_due(best.tensors)
     network.decoder.load_state_dict(best.weights)
     trained = TrainedInverter.of(settings, data, network=network, compute=compute)
     return trained, history
@@ -176,43 +211,9 @@ def _is_over(history: list[dict[str, Any]], steps: int, patience: int | None) ->
     return (len(losses) - 1 - losses.index(min(losses))) * steps >= patience
 
 
-def _copy(decoder: nn.Module) -> dict[str, torch.Tensor]:
-    return {key: value.detach().clone() for key, value in decoder.state_dict().items()}
-
-
-def _state(
-    decoder: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    history: list[dict[str, Any]],
-    best: _Best,
+def _within_epoch(
+    sums: torch.Tensor, began: float, noise: torch.Generator, best: _Best
 ) -> dict[str, torch.Tensor]:
-    state = {f"weights/{key}": value for key, value in decoder.state_dict().items()}
-    state |= {f"best/{key}": value for key, value in best.weights.items()}
-    for number, slots in optimizer.state_dict()["state"].items():
-        state |= {f"optimizer/{number}/{key}": value for key, value in slots.items()}
-    table = [[float(record[key]) for key in HISTORY] for record in history]
-    return state | {
-        "history": torch.tensor(table, dtype=torch.float64),
-        "best_loss": torch.tensor(best.loss, dtype=torch.float64),
-    }
-
-
-def _restore(
-    state: dict[str, torch.Tensor],
-    decoder: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    history: list[dict[str, Any]],
-) -> _Best:
-    def part(prefix: str) -> dict[str, torch.Tensor]:
-        return {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
-
-    decoder.load_state_dict(part("weights/"))
-    slots: dict[int, dict[str, torch.Tensor]] = {}
-    for key, value in part("optimizer/").items():
-        number, _, name = key.partition("/")
-        slots.setdefault(int(number), {})[name] = value
-    optimizer.load_state_dict({**optimizer.state_dict(), "state": slots})
-    for record in state["history"].tolist():
-        history.append(dict(zip(HISTORY, record, strict=True)))
-        history[-1]["epoch"] = int(history[-1]["epoch"])
-    return _Best(float(state["best_loss"]), part("best/"))
+    """Return what resuming inside an epoch needs beside the training's state."""
+    passed = sums + sums.new_tensor([0, 0, time.monotonic() - began])
+    return {"sums": passed, "noise": noise.get_state(), **best.tensors()}

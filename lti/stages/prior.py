@@ -21,6 +21,7 @@ def fit_prior(
     inverter: Annotated[Path, typer.Option(help="The inverter whose output is refined.")],
     fitted: Fitted = None,
     attack: Annotated[str, typer.Option(help="JSON settings of the attack that refines.")],
+    checkpoints: Annotated[Path, typer.Option(help="Folder of checkpoints, for resuming.")],
     output: Output,
     card: Output,
     tried: Output,
@@ -39,18 +40,21 @@ def fit_prior(
     from lti.attacks.calibrate import TRIED, HeldOut, calibrate
     from lti.attacks.lti_map import MaximumAPosteriori
     from lti.attacks.refinement import Client
+    from lti.checkpoint import Checkpoint
     from lti.compute import acquire
     from lti.data.samples import as_input
     from lti.data.selection import read_selection
     from lti.defenses import DEFENSES
     from lti.errors import LTIError
-    from lti.files import atomic_path, write_json
-    from lti.fl_models import load_fl_model, network_digest
+    from lti.files import atomic_path, digest_json, write_json
+    from lti.fl_models import FL_MODELS, load_fl_model, network_digest
     from lti.gradients.per_sample import block_rows
+    from lti.inverters import INVERTERS
     from lti.inverters.base import held_out_size
     from lti.inverters.trained import TrainedInverter
+    from lti.modules import source_digest
     from lti.progress import Progress
-    from lti.projections import load_projection
+    from lti.projections import PROJECTIONS, load_projection
     from lti.seeding import torch_generator
 
     method = ATTACKS.parse(parse_json(attack, option="attack"))
@@ -119,12 +123,30 @@ def fit_prior(
         torch.cat(kept).to(device),
     )
     images = as_input(torch.from_numpy(samples.value[: min(first, method.images)]))
+    decisive = {
+        "attack": method.tuned,
+        "auxiliary": samples.digest,
+        "fl_model": network_digest(network),
+        "inverter": network_digest(trained.network),
+        "code": source_digest(
+            "prior",
+            (ATTACKS, method.name),
+            (DEFENSES, defense.name),
+            (FL_MODELS, model.name),
+            (INVERTERS, trained.settings.name),
+            (PROJECTIONS, projection.name),
+        ),
+        "device": device.type,
+        "threads": torch.get_num_threads(),
+    }
+    checkpoint = Checkpoint(checkpoints / f"prior-{digest_json(decisive)}.safetensors", decisive)
     found = calibrate(
         method,
         client,
         held_out,
         images.to(device),
         layout=trained.layout,
+        checkpoint=checkpoint,
         progress=progress,
     )
     facts = {
@@ -145,4 +167,5 @@ def fit_prior(
         frame.to_csv(temporary, index=False, lineterminator="\n")
     settings = {"prior": chosen.prior, "width": chosen.width, "weight": chosen.weight}
     write_json(card, {**facts, **settings, "digest": chosen.digest})
+    checkpoint.clear()
     progress.say(found.reason)

@@ -35,8 +35,10 @@ rule fit_prior:
             attack_on(wildcards).canonical() | {"victims": None}
         ),
         fitted_option=fitted_option,
+        checkpoints=CHECKPOINTS,
     shell:
         "lti fit-prior --auxiliary {input.auxiliary} --fl-model {input.fl_model}"
         " --inverter {input.inverter} {params.fitted_option} --attack {params.attack:q}"
+        " --checkpoints {params.checkpoints}"
         " --output {output.data} --card {output.card} --tried {output.tried}"
         " --threads {threads} --gpus {resources.gpu} --log {log}"
