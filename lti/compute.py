@@ -3,25 +3,27 @@
 from __future__ import annotations
 
 import ctypes
-import fcntl
 import os
 import sys
-import tempfile
-import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, TYPE_CHECKING
+from typing import TYPE_CHECKING
 
-from lti.errors import LTIError
+from lti.gpu_lease import lease_gpu
 
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["Compute", "acquire", "matmul_dtype", "memory_budget", "peak_memory_mib"]
+__all__ = [
+    "Compute",
+    "acquire",
+    "matmul_dtype",
+    "memory_budget",
+    "peak_memory",
+    "peak_memory_mib",
+]
 
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # glibc's malloc.h
-
-_HELD: dict[str, IO[str]] = {}  # leases stay open, and so held, until the process ends
 
 
 @dataclass(frozen=True)
@@ -33,10 +35,7 @@ class Compute:
 
 
 def acquire(*, threads: int | None, gpus: int = 0, wait_seconds: float = 3600.0) -> Compute:
-    """Set the thread count and lease a GPU where the workflow granted one.
-
-    Snakemake counts GPUs and assigns none, so processes on one node agree through one
-    lock file a device, taken without blocking and held until exit.
+    """Set the thread count and lease a GPU (:mod:`lti.gpu_lease`) where the workflow granted one.
 
     Args:
         threads: processor threads for torch; None: torch's default.
@@ -55,7 +54,7 @@ def acquire(*, threads: int | None, gpus: int = 0, wait_seconds: float = 3600.0)
     torch.backends.cudnn.allow_tf32 = False
     torch.backends.cuda.matmul.allow_tf32 = False
     if gpus > 0:
-        index = _lease(wait_seconds)
+        index = lease_gpu(wait_seconds)
         if index is not None:
             os.environ["CUDA_VISIBLE_DEVICES"] = index
             if torch.cuda.is_available():
@@ -114,6 +113,12 @@ def peak_memory_mib(compute: Compute) -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
+def peak_memory(compute: Compute) -> str:
+    """Return :func:`peak_memory_mib` in words, for a stage's last line."""
+    kind = "GPU memory" if compute.device.type == "cuda" else "memory"
+    return f"at most {peak_memory_mib(compute):,.0f} MiB of {kind}"
+
+
 def _cpu_has_native_bf16() -> bool:
     import torch
 
@@ -124,39 +129,3 @@ def _cpu_has_native_bf16() -> bool:
         return "avx512_bf16" in Path("/proc/cpuinfo").read_text()
     except OSError:
         return False
-
-
-def _visible_gpus() -> list[str]:
-    """Return device identifiers without starting CUDA in this process."""
-    granted = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if granted is not None:
-        return [item.strip() for item in granted.split(",") if item.strip() not in ("", "-1")]
-    root = Path("/proc/driver/nvidia/gpus")
-    return [str(i) for i in range(len(list(root.iterdir())))] if root.is_dir() else []
-
-
-def _lease(wait_seconds: float) -> str | None:
-    if _HELD:
-        return next(iter(_HELD))  # this process has one already
-    candidates = _visible_gpus()
-    if not candidates:
-        return None
-    folder = Path(tempfile.gettempdir()) / f"lti-gpu-{os.getuid()}"
-    folder.mkdir(mode=0o700, exist_ok=True)
-    deadline = time.monotonic() + wait_seconds
-    while True:
-        for index in candidates:
-            lock = (folder / f"{index.replace('/', '_')}.lock").open("w")
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                lock.close()
-                continue
-            _HELD[index] = lock
-            return index
-        if time.monotonic() > deadline:
-            raise LTIError(
-                f"all GPUs ({', '.join(candidates)}) stayed held for {wait_seconds:.0f} s by other "
-                f"stages. Lower --resources gpu=N to the number of devices on this machine."
-            )
-        time.sleep(0.5)

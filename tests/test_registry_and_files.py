@@ -1,4 +1,4 @@
-"""Registries, files that appear whole, checkpoints, source files of a stage, GPU leases."""
+"""Registries, files that appear whole, checkpoints, source files of a stage."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from pydantic import Field, model_validator
 from safetensors.numpy import save_file
 
 import lti.registry
-from lti import compute, modules
+from lti import modules
 from lti.checkpoint import Checkpoint
 from lti.compute import acquire
 from lti.defenses import DEFENSES
@@ -426,58 +426,6 @@ def test_without_a_grant_the_processor_computes():
         assert torch.get_num_threads() == 2
     finally:
         torch.set_num_threads(threads)
-
-
-@pytest.fixture
-def leases(tmp_path, monkeypatch):
-    """GPUs 0 and 1 as Slurm grants them, locks in a folder of the test, none held at the end."""
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0, 1")
-    monkeypatch.setattr("lti.compute.tempfile.gettempdir", lambda: str(tmp_path))
-    held: dict = {}
-    monkeypatch.setattr(compute, "_HELD", held)
-    yield tmp_path
-    for lock in held.values():
-        lock.close()
-
-
-HOLD = """
-    import sys
-    import tempfile
-    from lti import compute
-    tempfile.gettempdir = lambda: sys.argv[1] if len(sys.argv) > 1 else FOLDER
-    print(compute._lease(0.0), flush=True)
-    sys.stdin.readline()
-"""
-
-
-def holder(folder: Path) -> tuple[subprocess.Popen[str], str]:
-    process = python(f"FOLDER = {str(folder)!r}\n" + textwrap.dedent(HOLD))
-    return process, process.stdout.readline().strip()
-
-
-def test_processes_lease_different_gpus_and_a_third_waits(leases):
-    one, first = holder(leases)
-    two, second = holder(leases)
-    try:
-        assert {first, second} == {"0", "1"}
-        with pytest.raises(LTIError, match=r"all GPUs \(0, 1\) stayed held for 0 s.*Lower"):
-            compute._lease(0.2)
-        one.communicate("\n", timeout=30)  # its process ends, and with it the lease
-        assert compute._lease(5.0) == first
-        assert compute._lease(5.0) == first  # its own lease, not a second device
-    finally:
-        for process in (one, two):
-            process.kill()
-            process.wait()
-
-
-@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without CUDA")
-def test_granted_gpus_that_are_not_there_leave_the_processor(leases, monkeypatch):
-    assert acquire(threads=None, gpus=1).device.type == "cpu"
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    compute._HELD.clear()
-    assert acquire(threads=None, gpus=1).device.type == "cpu"
-    assert compute._lease(0.0) is None
 
 
 # Progress

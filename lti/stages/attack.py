@@ -46,7 +46,7 @@ def run_attack(
     import torch
 
     from lti.attacks import ATTACKS, Observations
-    from lti.compute import acquire
+    from lti.compute import acquire, peak_memory
     from lti.defenses import DEFENSES
     from lti.errors import LTIError
     from lti.files import digest_arrays, digest_json, write_json, write_tensors
@@ -133,4 +133,4 @@ def run_attack(
     digest = digest_arrays({key: value.numpy() for key, value in tensors.items()})
     write_json(card, {**metadata, "digest": digest})
     shutil.rmtree(folder, ignore_errors=True)
-    progress.say(f"{len(reconstruction.sample):,} batches reconstructed")
+    progress.say(f"{len(reconstruction.sample):,} batches reconstructed, {peak_memory(compute)}")

@@ -29,7 +29,7 @@ def train_generator(
     import torch
 
     from lti.checkpoint import Checkpoint
-    from lti.compute import acquire
+    from lti.compute import acquire, peak_memory
     from lti.data.selection import read_selection
     from lti.files import atomic_path, digest_json, write_json
     from lti.generators import GENERATORS
@@ -75,5 +75,6 @@ def train_generator(
     last = epochs[-1]
     progress.say(
         f"losses {last['generator_loss']:.3f} (generator) and "
-        f"{last['discriminator_loss']:.3f} (discriminator) in epoch {last['epoch']}"
+        f"{last['discriminator_loss']:.3f} (discriminator) in epoch {last['epoch']}, "
+        f"{peak_memory(compute)}"
     )

@@ -41,7 +41,7 @@ def compute_gradients(
     import torch
     from pydantic import ValidationError
 
-    from lti.compute import acquire
+    from lti.compute import acquire, peak_memory
     from lti.data.samples import as_input
     from lti.data.selection import read_selection
     from lti.defenses import DEFENSES
@@ -124,7 +124,9 @@ def compute_gradients(
         settings=store_settings,
         on_rows=progress.advance,
     )
-    progress.say(f"{written.n_rows:,} rows of {written.dim:,} entries, {written.encoding}")
+    progress.say(
+        f"{written.n_rows:,} rows of {written.dim:,} entries, {written.encoding}, {peak_memory(compute)}"
+    )
 
 
 def observe(

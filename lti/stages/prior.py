@@ -41,7 +41,7 @@ def fit_prior(
     from lti.attacks.lti_map import MaximumAPosteriori
     from lti.attacks.refinement import Client
     from lti.checkpoint import Checkpoint
-    from lti.compute import acquire
+    from lti.compute import acquire, peak_memory
     from lti.data.samples import as_input
     from lti.data.selection import read_selection
     from lti.defenses import DEFENSES
@@ -168,4 +168,4 @@ def fit_prior(
     settings = {"prior": chosen.prior, "width": chosen.width, "weight": chosen.weight}
     write_json(card, {**facts, **settings, "digest": chosen.digest})
     checkpoint.clear()
-    progress.say(found.reason)
+    progress.say(f"{found.reason}, {peak_memory(compute)}")

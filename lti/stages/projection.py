@@ -30,7 +30,7 @@ def fit_projection(
     """
     import torch
 
-    from lti.compute import acquire
+    from lti.compute import acquire, peak_memory
     from lti.data.samples import as_input
     from lti.data.selection import read_selection
     from lti.defenses import DEFENSES
@@ -79,4 +79,6 @@ def fit_projection(
     }
     write_tensors(output, fitted.tensors(), facts)
     write_json(card, {**facts, "digest": fitted.digest})
-    progress.say(f"fitted to {count:,} samples, {layout.total:,} coordinates")
+    progress.say(
+        f"fitted to {count:,} samples, {layout.total:,} coordinates, {peak_memory(compute)}"
+    )

@@ -39,7 +39,7 @@ def train_inverter(
     import torch
 
     from lti.checkpoint import Checkpoint
-    from lti.compute import acquire
+    from lti.compute import acquire, peak_memory
     from lti.data.selection import read_selection
     from lti.defenses import DEFENSES
     from lti.errors import LTIError
@@ -159,4 +159,6 @@ def train_inverter(
         },
     )
     checkpoint.clear()
-    progress.say(f"held-out loss {best['held_out_loss']:.5f} after epoch {best['epoch']}")
+    progress.say(
+        f"held-out loss {best['held_out_loss']:.5f} after epoch {best['epoch']}, {peak_memory(compute)}"
+    )

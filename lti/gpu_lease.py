@@ -1,0 +1,102 @@
+"""Which GPU a process may use: one that no other process on this node has leased.
+
+Snakemake counts the resource ``gpu`` and assigns no device. So every process takes one by itself: a
+lock on one file a device, in a folder of this node and user, tried without blocking and held until
+the process ends, however it ends: the kernel releases it.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import sys
+import time
+from pathlib import Path
+from typing import IO
+
+from lti.errors import LTIError
+
+__all__ = ["lease_gpu"]
+
+_POLL_SECONDS = 0.5
+_held: dict[str, IO[str]] = {}  # open, and so held, until the process ends
+
+
+def lease_gpu(wait_seconds: float) -> str | None:
+    """Return a device that no other process has leased, and keep it until this process ends.
+
+    The pool is ``CUDA_VISIBLE_DEVICES`` where a scheduler has set it, otherwise all of the node's
+    devices, found without starting CUDA. The locks lie in ``LTI_LEASES``, by default
+    ``/tmp/lti-gpu-<user id>``.
+
+    Args:
+        wait_seconds: how long to wait where all are held; a message says that it does.
+
+    Returns:
+        its index or identifier; the same one at every call; None where there are no devices.
+
+    Raises:
+        LTIError: all stayed held, or the folder of the locks cannot be used.
+    """
+    if _held:
+        return next(iter(_held))
+    devices = _visible_gpus()
+    if not devices:
+        return None
+    folder = _folder()
+    began = time.monotonic()
+    waiting = False
+    while True:
+        for device in devices:
+            if (lock := _try_lock(folder / f"{device.replace('/', '_')}.lock")) is not None:
+                _held[device] = lock
+                return device
+        if time.monotonic() - began > wait_seconds:
+            raise LTIError(
+                f"all GPUs ({', '.join(devices)}) stayed held for {wait_seconds:.0f} s by other "
+                f"stages. Lower --resources gpu=N to the number of devices on this machine."
+            )
+        if not waiting:
+            waiting = True
+            print(
+                f"all GPUs ({', '.join(devices)}) are held by other stages (locks in {folder}): "
+                f"waiting up to {wait_seconds:.0f} s for one.",
+                file=sys.stderr,
+                flush=True,
+            )
+        time.sleep(_POLL_SECONDS)
+
+
+def _folder() -> Path:
+    """Return the folder of the locks: not TMPDIR, which schedulers set anew for every job."""
+    default = f"/tmp/lti-gpu-{os.getuid()}"
+    folder = Path(os.environ.get("LTI_LEASES", default))
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if folder.stat().st_uid != os.getuid():
+            raise PermissionError(f"it belongs to user {folder.stat().st_uid}")
+    except OSError as error:
+        raise LTIError(
+            f"{folder}: GPU locks cannot be kept there ({error}). Set LTI_LEASES to a folder of "
+            f"yours on a disk of this node."
+        ) from None
+    return folder
+
+
+def _try_lock(path: Path) -> IO[str] | None:
+    lock = path.open("w")
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        lock.close()
+        return None
+    return lock
+
+
+def _visible_gpus() -> list[str]:
+    """Return device identifiers without starting CUDA in this process."""
+    granted = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if granted is not None:
+        return [item.strip() for item in granted.split(",") if item.strip() not in ("", "-1")]
+    root = Path("/proc/driver/nvidia/gpus")
+    return [str(i) for i in range(len(list(root.iterdir())))] if root.is_dir() else []
