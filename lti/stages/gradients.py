@@ -125,7 +125,8 @@ def compute_gradients(
         on_rows=progress.advance,
     )
     progress.say(
-        f"{written.n_rows:,} rows of {written.dim:,} entries, {written.encoding}, {peak_memory(compute)}"
+        f"{written.n_rows:,} rows of {written.dim:,} entries, {written.encoding}, "
+        f"{peak_memory(compute)}"
     )
 
 

@@ -160,5 +160,6 @@ def train_inverter(
     )
     checkpoint.clear()
     progress.say(
-        f"held-out loss {best['held_out_loss']:.5f} after epoch {best['epoch']}, {peak_memory(compute)}"
+        f"held-out loss {best['held_out_loss']:.5f} after epoch {best['epoch']}, "
+        f"{peak_memory(compute)}"
     )

@@ -19,7 +19,7 @@ rule run_attack:
     threads: heavy_threads()
     resources:
         gpu=1,
-        mem_mb=4000,
+        mem_mb=memory(4000),
     params:
         attack=attack_settings,
         names=attack_names,

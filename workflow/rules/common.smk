@@ -103,6 +103,11 @@ def heavy_threads() -> int:
     return max(1, cores // max(2, gpus or 0))
 
 
+def memory(mib: int):
+    """MiB of memory, as a resource: as much more at every attempt (`--retries`)."""
+    return lambda wildcards, attempt: mib * attempt
+
+
 def entry(registry, section, identifier):
     """The registry and registered name behind an identifier, for `source_files`."""
     return registry, getattr(PLAN, section)[identifier].name

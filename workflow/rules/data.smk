@@ -121,7 +121,7 @@ rule find_near_copies:
     conda:
         "../../envs/lti.yaml"
     resources:
-        mem_mb=2000,
+        mem_mb=memory(2000),
     shell:
         "lti find-near-copies --victims {input.victims} --auxiliary {input.auxiliary}"
         " --output {output} --log {log}"

@@ -18,7 +18,7 @@ rule train_generator:
     threads: heavy_threads()
     resources:
         gpu=1,
-        mem_mb=4000,
+        mem_mb=memory(4000),
     params:
         generator=lambda wildcards: PLAN.settings("generators", wildcards.generator),
         checkpoints=CHECKPOINTS,

@@ -22,7 +22,7 @@ rule fit_projection:
     threads: heavy_threads()
     resources:
         gpu=1,
-        mem_mb=8000,
+        mem_mb=memory(8000),
     params:
         defense=lambda wildcards: PLAN.stored_defense_settings(wildcards.stored),
         projection=lambda wildcards: PLAN.settings("projections", wildcards.projection),
@@ -59,7 +59,7 @@ rule compute_gradients:
     threads: heavy_threads()
     resources:
         gpu=1,
-        mem_mb=4000,
+        mem_mb=memory(4000),
     params:
         defense=lambda wildcards: PLAN.stored_defense_settings(wildcards.stored),
         projection=lambda wildcards: PLAN.settings("projections", wildcards.projection),
@@ -99,7 +99,7 @@ rule observe:
     conda:
         "../../envs/lti.yaml"
     resources:
-        mem_mb=4000,
+        mem_mb=memory(4000),
     params:
         defense=lambda wildcards: PLAN.settings("defenses", wildcards.defense),
         projection=lambda wildcards: PLAN.settings(

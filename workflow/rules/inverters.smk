@@ -28,12 +28,14 @@ rule train_inverter:
     threads: heavy_threads()
     resources:
         gpu=1,
-        mem_mb=lambda wildcards: 4000
-        + round(
-            PLAN.inverters[wildcards.inverter].memory_mib(
-                PLAN.auxiliary[wildcards.auxiliary].size
+        mem_mb=lambda wildcards, attempt: memory(
+            4000
+            + round(
+                PLAN.inverters[wildcards.inverter].memory_mib(
+                    PLAN.auxiliary[wildcards.auxiliary].size
+                )
             )
-        ),
+        )(wildcards, attempt),
     params:
         defense=lambda wildcards: PLAN.settings("defenses", wildcards.defense),
         projection=lambda wildcards: PLAN.settings("projections", wildcards.projection),

@@ -29,7 +29,7 @@ rule fit_prior:
     threads: heavy_threads()
     resources:
         gpu=1,
-        mem_mb=8000,
+        mem_mb=memory(8000),
     params:
         attack=lambda wildcards: canonical_json(
             attack_on(wildcards).canonical() | {"victims": None}
