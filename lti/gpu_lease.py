@@ -18,6 +18,7 @@ from lti.errors import LTIError
 
 __all__ = ["lease_gpu"]
 
+JOB_IDS = ("SLURM_JOB_ID", "PBS_JOBID", "LSB_JOBID")  # SLURM, PBS, LSF
 _POLL_SECONDS = 0.5
 _held: dict[str, IO[str]] = {}  # open, and so held, until the process ends
 
@@ -27,7 +28,8 @@ def lease_gpu(wait_seconds: float) -> str | None:
 
     The pool is ``CUDA_VISIBLE_DEVICES`` where a scheduler has set it, otherwise all of the node's
     devices, found without starting CUDA. The locks lie in ``LTI_LEASES``, by default
-    ``/tmp/lti-gpu-<user id>``.
+    ``/tmp/lti-gpu-<user id>``. What a scheduler grants to one job it grants to no other, and where it
+    confines jobs, each sees its devices as 0, 1, ...: so a job's locks are its own.
 
     Args:
         wait_seconds: how long to wait where all are held; a message says that it does.
@@ -69,8 +71,10 @@ def lease_gpu(wait_seconds: float) -> str | None:
 
 def _folder() -> Path:
     """Return the folder of the locks: not TMPDIR, which schedulers set anew for every job."""
-    default = f"/tmp/lti-gpu-{os.getuid()}"
-    folder = Path(os.environ.get("LTI_LEASES", default))
+    folder = Path(os.environ.get("LTI_LEASES", f"/tmp/lti-gpu-{os.getuid()}"))
+    job = next((os.environ[name] for name in JOB_IDS if os.environ.get(name)), None)
+    if job is not None:
+        folder /= f"job-{job.replace('/', '_')}"
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         if folder.stat().st_uid != os.getuid():

@@ -34,6 +34,8 @@ def pool(tmp_path, monkeypatch):
     """Four devices, as a scheduler grants them, and none held by this process at the end."""
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0, 1,GPU-a1/b2,7")
     monkeypatch.setenv("LTI_LEASES", str(tmp_path / "leases"))
+    for name in gpu_lease.JOB_IDS:
+        monkeypatch.delenv(name, raising=False)
     held: dict = {}
     monkeypatch.setattr(gpu_lease, "_held", held)
     yield ["0", "1", "GPU-a1/b2", "7"]
@@ -90,6 +92,22 @@ def test_a_killed_holder_frees_its_device(pool):
         for process in holders:
             process.kill()
             process.communicate()
+
+
+@pytest.mark.parametrize("name", gpu_lease.JOB_IDS)
+def test_jobs_of_a_scheduler_each_have_their_own_device_0(pool, monkeypatch, name):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
+    monkeypatch.setenv(name, "17")
+    holder = worker(60)
+    try:
+        assert first_line(holder) == "0"
+        with pytest.raises(LTIError, match="stayed held"):
+            gpu_lease.lease_gpu(0)  # of the same job
+        monkeypatch.setenv(name, "18[3].host")
+        assert gpu_lease.lease_gpu(0) == "0"
+    finally:
+        holder.kill()
+        holder.communicate()
 
 
 def test_the_temporary_folder_of_a_job_does_not_part_the_pool(pool, tmp_path, monkeypatch):
