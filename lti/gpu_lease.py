@@ -28,8 +28,8 @@ def lease_gpu(wait_seconds: float) -> str | None:
 
     The pool is ``CUDA_VISIBLE_DEVICES`` where a scheduler has set it, otherwise all of the node's
     devices, found without starting CUDA. The locks lie in ``LTI_LEASES``, by default
-    ``/tmp/lti-gpu-<user id>``. What a scheduler grants to one job it grants to no other, and where it
-    confines jobs, each sees its devices as 0, 1, ...: so a job's locks are its own.
+    ``/tmp/lti-gpu-<user id>``. What a scheduler grants to one job it grants to no other, and where
+    it confines jobs, each sees its devices as 0, 1, ...: so a job's locks are its own.
 
     Args:
         wait_seconds: how long to wait where all are held; a message says that it does.

@@ -163,6 +163,20 @@ def test_text_is_a_whole_grid_and_reaches_what_it_must():
         assert bounds["low"]["cola", "lti", defense] > bounds["high"]["cola", "tag", defense]
 
 
+def test_more_text_helps_under_pruning_and_the_text_at_hand_does_not_do():
+    curves = read(RESULTS / "learning_curve_wikitext" / "curves.csv")
+    accuracy = curves[curves["metric"] == "token_accuracy"]
+    assert accuracy["x"].tolist() == [1000, 2000, 4000, 8000, 16_000, 18_308]
+    assert (accuracy["n"] == 1000).all() and (accuracy["defense"] == "prune").all()
+    assert accuracy["mean"].is_monotonic_increasing
+    summary = read(TEXT)
+    (tag,) = summary.query(
+        "dataset == 'wikitext' and attack == 'tag' and defense == 'prune' and victims == 'all' "
+        "and metric == 'token_accuracy'"
+    ).itertuples()
+    assert accuracy["high"].max() < tag.low
+
+
 def test_text_is_recovered_whatever_the_topics_of_the_auxiliary_set():
     curves = read(RESULTS / "ablation_beta_topics" / "curves.csv")
     accuracy = curves[curves["metric"] == "token_accuracy"]
