@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Mapping
+from pathlib import PurePosixPath
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from lti.attacks import ATTACKS
 from lti.config_checks import (
@@ -173,7 +175,13 @@ class MetricRules(_Section):
 class Config(_Section):
     """The whole configuration."""
 
-    results: str = Field("results", description="Folder for everything that is computed.")
+    results: str = Field(
+        "results",
+        description=(
+            "Folder for everything that is computed, below the working folder; an absolute one "
+            "only inside a folder that `LTI_ALLOWED_FOLDERS` names (several with `:` between)."
+        ),
+    )
     store: StoreSettings = Field(
         default_factory=StoreSettings, description="The gradient store's layout."
     )
@@ -197,6 +205,26 @@ class Config(_Section):
     )
     experiments: dict[str, Experiment] = Field(description="Experiments by identifier.")
     reports: dict[str, Report] = Field(default={}, description="Reports by identifier.")
+
+    @field_validator("results")
+    @classmethod
+    def _stays_inside(cls, results: str) -> str:
+        if not re.fullmatch(r"/?[A-Za-z0-9_.+-]+(/[A-Za-z0-9_.+-]+)*", results):
+            raise ValueError(
+                "expected names of folders, with / between them, of letters, digits, _.+-"
+            )
+        path = PurePosixPath(results)
+        if ".." in path.parts:
+            raise ValueError("leads out of the working folder by '..'; expected a folder inside it")
+        if path.is_absolute():
+            allowed = os.environ.get("LTI_ALLOWED_FOLDERS", "")
+            folders = [PurePosixPath(folder) for folder in allowed.split(":") if folder]
+            if not any(path.is_relative_to(folder) for folder in folders):
+                raise ValueError(
+                    f"is absolute; expected a folder inside the working folder, or one that "
+                    f"LTI_ALLOWED_FOLDERS allows (it is {allowed!r})"
+                )
+        return results
 
 
 RULES = {

@@ -171,7 +171,7 @@ def describe_validation_error(error: ValidationError, *, where: str, model: type
         elif problem["type"] == "missing":
             lines.append(f"{key}: missing; it has no default")
         else:
-            lines.append(f"{key}: got {problem['input']!r}; {problem['msg'].lower()}")
+            lines.append(f"{key}: got {problem['input']!r}; {_as_clause(problem['msg'])}")
     return "\n".join(lines)
 
 
@@ -184,3 +184,9 @@ def _allowed_keys(model: type[BaseModel], place: tuple[int | str, ...]) -> list[
         else:
             section = get_args(section)[-1]  # of a list or of a dict's values
     return sorted(section.model_fields)
+
+
+def _as_clause(message: str) -> str:
+    """Return pydantic's message as the second part of a sentence."""
+    own = message.removeprefix("Value error, ")  # of a validator of this project
+    return own if own != message else message.lower()

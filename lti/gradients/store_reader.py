@@ -57,9 +57,15 @@ class GradientStore:
         for name in found:
             if found[name] != record.metadata.get(name):
                 raise _damage(path / name, "does not match the manifest", path, manifest_path)
-        if len(record.shards) != record.geometry.n_shards:
+        geometry = record.geometry
+        if len(record.shards) != geometry.n_shards or any(
+            sorted(shard.files) != sorted(geometry.shard_files(number))
+            for number, shard in enumerate(record.shards)
+        ):
             raise _damage(manifest_path, "does not list every shard", path, manifest_path)
         store = cls(path, manifest_path, record)
+        if store._arrays["rows"].shape != (geometry.n_rows, geometry.dim):
+            raise _damage(manifest_path, "declares another shape", path, manifest_path)
         for shard in range(record.geometry.n_shards):
             store._check_files(shard)
         return store

@@ -134,12 +134,14 @@ def read_pickled_tensors(path: Path | str) -> dict[str, torch.Tensor]:
         LTIError: the file is damaged, or holds anything but named tensors.
     """
     import torch
+    from safetensors import SafetensorError
 
+    refusals = (OSError, RuntimeError, ValueError, EOFError, pickle.UnpicklingError)
     try:
         # The only place that reads pickles: these weights are published as nothing else.
         # `weights_only` builds tensors and plain containers, and refuses all other objects.
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, ValueError, EOFError, pickle.UnpicklingError) as error:
+    except (*refusals, SafetensorError) as error:  # torch goes by the file's ending
         detail = (str(error).splitlines() or [type(error).__name__])[0]
         raise LTIError(
             f"{path}: refused: not a file of tensors alone ({detail}). Get it from its public home."
