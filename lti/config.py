@@ -229,6 +229,7 @@ class Config(_Section):
 
 RULES = {
     *("all", "default", "draw_fl_model", "compute_gradients", "observe", "train_inverter"),
+    "compute_gradient_shards",
     *("train_generator", "fetch_backbone", "tabulate_metric"),
     *("prepare_tokenizer", "prepare_dataset", "select_auxiliary", "select_victims", "run_attack"),
     *("table1", "table2", "table3", "table_mse", "figure3", "figure4", "figure5", "figure6"),

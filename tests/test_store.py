@@ -21,7 +21,7 @@ from pydantic import ValidationError
 from lti.errors import LTIError
 from lti.gradients.batches import TrainingRows
 from lti.gradients.encoding import decode_rows, encode_rows
-from lti.gradients.store import GradientStore, StoreSettings, write_store
+from lti.gradients.store import GradientStore, StoreSettings, write_shards, write_store
 
 # Chunks of 3 to 6 rows and shards of several chunks for rows of 50 entries.
 SMALL = StoreSettings(chunk_mib=400 / 2**20, shard_mib=1300 / 2**20, memory_mib=1)
@@ -256,6 +256,86 @@ def test_a_killed_writer_goes_on(killed, tmp_path, case, kept):
     assert store.digest == whole.digest
     assert (folder / "g.json").read_bytes() == (tmp_path / "whole" / "g.json").read_bytes()
     assert sorted(os.listdir(folder)) == ["g", "g.json"]
+
+
+PART = """
+import sys
+import numpy as np
+from lti.gradients.store import StoreSettings, write_shards
+part, folder = int(sys.argv[1]), sys.argv[2]
+rows = np.load(folder + "/rows.npy")
+sys.stdin.readline()  # all begin at once
+write_shards(
+    folder + "/g", part=part, parts=4, n_rows=len(rows), dim=rows.shape[1],
+    encoding="scaled-float16", compute=lambda start, stop: rows[start:stop],
+    manifest=folder + "/g.json",
+    settings=StoreSettings(chunk_mib=400 / 2**20, shard_mib=1300 / 2**20, memory_mib=1),
+)
+"""
+
+
+def files_of(folder: Path) -> dict[str, bytes]:
+    paths = [folder / "g.json", *(p for p in (folder / "g").rglob("*") if p.is_file())]
+    return {str(path.relative_to(folder)): path.read_bytes() for path in paths}
+
+
+def test_parts_of_several_processes_make_the_bytes_of_one_writer(tmp_path):
+    (tmp_path / "alone").mkdir()
+    write(tmp_path / "alone")
+    folder = tmp_path / "together"
+    folder.mkdir()
+    np.save(folder / "rows.npy", ROWS.numpy())
+    writers = [
+        subprocess.Popen([sys.executable, "-c", PART, str(part), str(folder)], stdin=-1, text=True)
+        for part in (0, 1, 3)  # one is missing
+    ]
+    for writer in writers:
+        assert writer.stdin is not None
+        writer.stdin.write("\n")
+        writer.stdin.close()
+    assert [writer.wait(timeout=120) for writer in writers] == [0, 0, 0]
+    assert not (folder / "g").exists() and not (folder / "g.json").exists()
+    there = len(list(folder.glob(".g.partial/journal/*.json")))
+    asked: list[int] = []
+
+    def compute(start: int, stop: int) -> torch.Tensor:
+        asked.extend(range(start, stop))
+        return make_rows(start, stop)
+
+    store = write(folder, compute=compute)
+    shards = store.geometry.n_shards
+    assert 0 < there < shards
+    missing = range(2 * shards // 4, 3 * shards // 4)  # part 2
+    assert asked == [row for s in missing for row in range(*store.geometry.shard_range(s))]
+    (folder / "rows.npy").unlink()
+    assert files_of(folder) == files_of(tmp_path / "alone")
+    assert sorted(path.name for path in folder.iterdir()) == ["g", "g.json"]
+
+
+def test_a_part_is_resumed_and_one_of_another_store_begins_anew(tmp_path):
+    options = {"n_rows": N, "dim": DIM, "settings": SMALL, "encoding": "scaled-float16"}
+    where = {"path": tmp_path / "g", "manifest": tmp_path / "g.json"}
+    own = write_shards(**where, part=1, parts=2, compute=make_rows, **options)
+    assert len(own) >= 2
+
+    def never(start: int, stop: int) -> torch.Tensor:
+        raise AssertionError("computed again")
+
+    assert write_shards(**where, part=1, parts=2, compute=never, **options) == own
+    flip(tmp_path / f".g.partial/store/rows/c/{own[-1]}/0", 5)
+    asked: list[int] = []
+
+    def compute(start: int, stop: int) -> torch.Tensor:
+        asked.append(start)
+        return make_rows(start, stop)
+
+    write_shards(**where, part=1, parts=2, compute=compute, **options)
+    assert len(asked) and min(asked) >= 1  # the damaged shard alone
+    write_shards(**where, part=0, parts=2, compute=make_rows, attributes={"a": 1}, **options)
+    kept = {path.name for path in tmp_path.glob(".g.partial/journal/*.json")}
+    assert f"{own[-1]:06d}.json" not in kept
+    with pytest.raises(LTIError, match="got part 2 of 2; expected one from 0 to 1"):
+        write_shards(**where, part=2, parts=2, compute=make_rows, **options)
 
 
 def test_leftovers_of_another_store_or_damaged_ones_are_not_used(killed, tmp_path):

@@ -193,6 +193,35 @@ def test_killed_gradient_writer_goes_on_at_the_shard(checkout):
     assert not partial.exists()
 
 
+def test_a_store_that_several_jobs_write_has_the_bytes_of_one(checkout):
+    folder = checkout.folder / STORE
+    before = {p: p.read_bytes() for p in folder.glob("sign*/**/*") if p.is_file()}
+    before[folder / "sign.manifest.json"] = (folder / "sign.manifest.json").read_bytes()
+    shutil.rmtree(folder / "sign.zarr")
+    (folder / "sign.manifest.json").unlink()
+    checkout.configure({"store": {**CONFIG["store"], "samples_per_job": 60}})
+    target = f"{STORE}/sign.manifest.json"
+    planned = checkout.planned(target)
+    assert [job.split()[0] for job in planned].count("compute_gradient_shards") == 3  # of 160
+    with checkout.start(target) as process:
+        journal = folder / ".sign.zarr.partial/journal"
+        wait_for(lambda: len(list(journal.glob("*.json"))) >= 1, process)
+        os.killpg(process.pid, signal.SIGKILL)  # two of them at work
+        process.communicate(timeout=60)
+    checkout.run("--unlock")
+    checkout.run(target)
+    stamp = ".snakemake_timestamp"
+    after = {p: p.read_bytes() for p in folder.glob("sign*/**/*") if p.is_file()}
+    after[folder / "sign.manifest.json"] = (folder / "sign.manifest.json").read_bytes()
+    assert {p for p in after if p.name != stamp} == {p for p in before if p.name != stamp}
+    for path, content in before.items():
+        assert path.name == stamp or after[path] == content, path
+    assert sorted(path.name for path in folder.glob("*sign*")) == [
+        "sign.manifest.json",
+        "sign.zarr",
+    ]
+
+
 def flip_a_byte(file: Path) -> None:
     content = bytearray(file.read_bytes())
     content[len(content) // 3] ^= 1

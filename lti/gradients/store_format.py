@@ -57,6 +57,12 @@ class StoreSettings(BaseModel):
         description="Size of a shard (one file, the unit of writing and resuming) before "
         "compression, in MiB. A smaller shard loses less work when a writer is killed.",
     )
+    samples_per_job: int = Field(
+        default=1_000_000,
+        ge=1,
+        description="A store of more auxiliary samples is written by several jobs, of about so "
+        "many samples each.",
+    )
     memory_mib: float = Field(
         default=4096.0,
         gt=0,

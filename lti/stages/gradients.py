@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -28,6 +28,9 @@ def compute_gradients(
     store: StoreJson = "{}",
     output: Output,
     manifest: Output,
+    part: Annotated[int | None, typer.Option(help="Write only this part of the shards.")] = None,
+    parts: Annotated[int, typer.Option(min=1, help="How many parts there are.")] = 1,
+    done: Annotated[Path | None, typer.Option(help="File to write after a part.")] = None,
     threads: Threads = None,
     gpus: Gpus = 0,
     log: Log = None,
@@ -35,7 +38,8 @@ def compute_gradients(
     """Store the auxiliary set's gradients, defended (the deterministic part) and projected.
 
     Sample i has rows ``views * i`` (as it is) and, where ``mirrored``, ``2 * i + 1``. Text has
-    no mirror image.
+    no mirror image. With ``part``, only some shards are written, beside other processes; the
+    command without it then checks them all and finishes the store.
     """
     import numpy as np
     import torch
@@ -46,6 +50,7 @@ def compute_gradients(
     from lti.data.selection import read_selection
     from lti.defenses import DEFENSES
     from lti.errors import LTIError
+    from lti.files import write_json
     from lti.fl_models import attacked, load_fl_model, network_digest
     from lti.gradients.layout import ParameterLayout
     from lti.gradients.per_sample import (
@@ -53,7 +58,7 @@ def compute_gradients(
         even_blocks,
         per_sample_parts_function,
     )
-    from lti.gradients.store import StoreSettings, write_store
+    from lti.gradients.store import StoreSettings, write_shards, write_store
     from lti.progress import Progress
     from lti.projections import load_projection
     from lti.registry import describe_validation_error
@@ -86,7 +91,7 @@ def compute_gradients(
     limit = block_rows(layout.total)
     views = 2 if mirrored else 1
     progress = Progress(f"gradients {model.name} {settings.name}", log=log)
-    progress.start(total=views * len(samples), unit="rows")
+    progress.start(total=views * len(samples) // (1 if part is None else parts), unit="rows")
 
     def block(start: int, stop: int) -> torch.Tensor:
         # Not a torch index: numpy takes one of a single element for a plain number.
@@ -103,15 +108,14 @@ def compute_gradients(
         # The gradients behind a chunk of hashed rows are many times its size.
         return torch.cat([block(*part) for part in even_blocks(start, stop, limit)])
 
-    written = write_store(
-        output,
-        n_rows=views * len(samples),
-        dim=projected.layout(layout).total,
-        encoding=settings.encoding if whole else "scaled-float16",
-        compress=settings.compress and whole,
-        compute=rows,
-        manifest=manifest,
-        attributes={
+    what: dict[str, Any] = {
+        "n_rows": views * len(samples),
+        "dim": projected.layout(layout).total,
+        "encoding": settings.encoding if whole else "scaled-float16",
+        "compress": settings.compress and whole,
+        "compute": rows,
+        "manifest": manifest,
+        "attributes": {
             "defense": settings.canonical(),
             "fl_model": model.canonical(),
             "fl_model_digest": network_digest(network),
@@ -121,9 +125,16 @@ def compute_gradients(
             "projection_digest": projected.digest,
             "views": views,
         },
-        settings=store_settings,
-        on_rows=progress.advance,
-    )
+        "settings": store_settings,
+        "on_rows": progress.advance,
+    }
+    if part is not None:
+        shards = write_shards(output, part=part, parts=parts, **what)
+        if done is not None:
+            write_json(done, {"shards": [*shards]})
+        progress.say(f"{len(shards):,} shards of part {part} of {parts}, {peak_memory(compute)}")
+        return
+    written = write_store(output, **what)
     progress.say(
         f"{written.n_rows:,} rows of {written.dim:,} entries, {written.encoding}, "
         f"{peak_memory(compute)}"

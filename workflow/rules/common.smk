@@ -84,6 +84,8 @@ wildcard_constraints:
     projection=IDENTIFIER,
     projected=rf"{IDENTIFIER}(?:@{IDENTIFIER})?",
     batch_size=r"[1-9][0-9]*",
+    number=r"[0-9]+",
+    of=r"[1-9][0-9]*",
     defense=IDENTIFIER,
     inverter=IDENTIFIER,
     generator=IDENTIFIER,

@@ -33,20 +33,47 @@ rule fit_projection:
         " --threads {threads} --gpus {resources.gpu} --log {log}"
 
 
+def parts_of_store(wildcards):
+    """Into how many parts the jobs that write a store divide it."""
+    size = PLAN.auxiliary[wildcards.auxiliary].size
+    return -(-size // PLAN.config.store.samples_per_job)
+
+
+def parts_done(wildcards):
+    """What says that all parts are written, where there are several."""
+    parts = parts_of_store(wildcards)
+    return (
+        expand(
+            f"{GRADIENTS}.part-{{number}}-of-{{of}}.json",
+            **wildcards,
+            number=range(parts),
+            of=parts,
+        )
+        if parts > 1
+        else []
+    )
+
+
+GRADIENT_INPUT = dict(
+    auxiliary=ancient(f"{AUXILIARY}.safetensors"),
+    auxiliary_card=f"{AUXILIARY}.json",
+    fl_model=fl_model_for(".safetensors", dataset_of_auxiliary),
+    fl_model_card=fl_model_for(".json", dataset_of_auxiliary),
+    fitted=fitted_to_store(".safetensors"),
+    fitted_card=fitted_to_store(".json"),
+    code=lambda wildcards: source_files(
+        "gradients",
+        entry(FL_MODELS, "fl_models", wildcards.fl_model),
+        (DEFENSES, PLAN.stored_defense_name(wildcards.stored)),
+        entry(PROJECTIONS, "projections", wildcards.projection),
+    ),
+)
+
+
 rule compute_gradients:
     input:
-        auxiliary=ancient(f"{AUXILIARY}.safetensors"),
-        auxiliary_card=f"{AUXILIARY}.json",
-        fl_model=fl_model_for(".safetensors", dataset_of_auxiliary),
-        fl_model_card=fl_model_for(".json", dataset_of_auxiliary),
-        fitted=fitted_to_store(".safetensors"),
-        fitted_card=fitted_to_store(".json"),
-        code=lambda wildcards: source_files(
-            "gradients",
-            entry(FL_MODELS, "fl_models", wildcards.fl_model),
-            (DEFENSES, PLAN.stored_defense_name(wildcards.stored)),
-            entry(PROJECTIONS, "projections", wildcards.projection),
-        ),
+        **GRADIENT_INPUT,
+        parts=parts_done,
     output:
         store=directory(f"{GRADIENTS}.zarr"),
         manifest=f"{GRADIENTS}.manifest.json",
@@ -70,11 +97,28 @@ rule compute_gradients:
             if PLAN.auxiliary[wildcards.auxiliary].mirrored
             else "--no-mirrored"
         ),
+        store=lambda wildcards: f"{GRADIENTS}.zarr".format(**wildcards),
+        manifest=lambda wildcards: f"{GRADIENTS}.manifest.json".format(**wildcards),
+        part_option="",
     shell:
         "lti compute-gradients --auxiliary {input.auxiliary} --fl-model {input.fl_model}"
         ' --defense {params.defense:q} --projection {params.projection:q} {params.fitted_option} {params.mirrored_option} --store "$STORE"'
-        " --output {output.store} --manifest {output.manifest}"
+        " --output {params.store} --manifest {params.manifest} {params.part_option}"
         " --threads {threads} --gpus {resources.gpu} --log {log}"
+
+
+# Of a large store, some shards; `compute_gradients` then checks and seals them all.
+use rule compute_gradients as compute_gradient_shards with:
+    input:
+        **GRADIENT_INPUT,
+    output:
+        done=temp(f"{GRADIENTS}.part-{{number}}-of-{{of}}.json"),
+    log:
+        "logs/compute_gradients/{auxiliary}.{fl_model}.{projection}.{stored}.part-{number}-of-{of}.log",
+    benchmark:
+        "logs/compute_gradients/{auxiliary}.{fl_model}.{projection}.{stored}.part-{number}-of-{of}.benchmark.tsv"
+    params:
+        part_option=lambda wildcards, output: f"--part {wildcards.number} --parts {wildcards.of} --done {output.done}",
 
 
 rule observe:
