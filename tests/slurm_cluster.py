@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import shutil
 import signal
@@ -11,9 +12,10 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-__all__ = ["SlurmCluster", "why_not"]
+__all__ = ["DAEMONS", "SlurmCluster", "wait_until", "why_not"]
 
 DAEMONS = ("munged", "slurmctld", "slurmd")
+PLUGIN = "snakemake_executor_plugin_slurm"
 
 CONF = """\
 ClusterName=lti
@@ -79,6 +81,8 @@ def why_not() -> str | None:
     missing = [name for name in (*DAEMONS, "sbatch") if shutil.which(name, path=path) is None]
     if missing:
         return f"not installed: {', '.join(missing)} (Debian: slurm-wlm, munge)"
+    if importlib.util.find_spec(PLUGIN) is None:
+        return f"not installed: {PLUGIN.replace('_', '-')} (the extra `slurm`)"
     if os.getuid():
         return "its daemons and device files need root"
     return None
