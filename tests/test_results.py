@@ -120,7 +120,10 @@ REFINED = {
 }
 
 
-@pytest.mark.parametrize("path", sorted(RESULTS.glob("lti_map*/summary.csv")), ids=str)
+WHOLE = [p for p in sorted(RESULTS.glob("lti_map*/summary.csv")) if "ablation" not in str(p)]
+
+
+@pytest.mark.parametrize("path", WHOLE, ids=lambda path: path.parent.name)
 def test_refining_reaches_what_it_must_and_no_column_gets_worse(path):
     summary = read(path)
     assert tuple(summary.columns) == SUMMARY_COLUMNS
@@ -135,6 +138,21 @@ def test_refining_reaches_what_it_must_and_no_column_gets_worse(path):
         for metric, least in REFINED.get((fl_model, batch_size), {}).items():
             for defense, value in zip(DEFENSES, least, strict=True):
                 assert rows.loc["lti-map", defense, metric]["mean"] >= value
+
+
+def test_all_refined_cells_are_those_of_the_parts():
+    keys = ["fl_model", "batch_size", "attack", "defense", "metric"]
+    whole = read(RESULTS / "lti_map" / "summary.csv").set_index(keys)
+    parts = [read(path).set_index(keys) for path in WHOLE if path.parent.name != "lti_map"]
+    pd.testing.assert_frame_equal(whole.sort_index(), pd.concat(parts).sort_index())
+
+
+def test_the_errors_covariance_is_the_best_prior_in_every_column():
+    summary = read(RESULTS / "lti_map_ablation" / "summary.csv")
+    rows = summary[summary["metric"] == "psnr"].set_index(["defense", "variant"])["mean"]
+    for defense in DEFENSES:
+        others = [rows[defense, f"lti-map-{prior}"] for prior in ("images", "identity", "flat")]
+        assert rows[defense, "lti-map-errors"] > max(*others, rows[defense, "lti-map-noise"])
 
 
 TEXT = RESULTS / "language_cpu" / "summary.csv"
