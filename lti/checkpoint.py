@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from lti.errors import LTIError
 from lti.files import canonical_json, read_tensors, write_tensors
-from lti.interruption import Interrupted, asked_to_leave
+from lti.interruption import Interrupted, asked_to_leave, take_the_time
 
 if TYPE_CHECKING:
     import torch
@@ -39,11 +39,14 @@ class Checkpoint:
         self.settings = dict(settings)
         self.every_seconds = _seconds() if every_seconds is None else every_seconds
         self._saved = time.monotonic()
+        self._parts: list[Checkpoint] = []
 
     def beside(self, name: str) -> Checkpoint:
-        """Return the checkpoint of another part of the same work."""
+        """Return the checkpoint of another part of the same work; both are cleared at once."""
         path = self.path.with_name(f"{self.path.stem}-{name}{self.path.suffix}")
-        return Checkpoint(path, self.settings, every_seconds=self.every_seconds)
+        part = Checkpoint(path, self.settings, every_seconds=self.every_seconds)
+        self._parts.append(part)
+        return part
 
     def due(self) -> bool:
         """Return whether enough time has passed since the last save, or to leave was asked."""
@@ -56,6 +59,7 @@ class Checkpoint:
         Raises:
             Interrupted: the process was asked to leave, and now may.
         """
+        take_the_time()
         write_tensors(self.path, tensors, {"settings": self.settings, "position": position})
         self._saved = time.monotonic()
         if (number := asked_to_leave()) is not None:
@@ -67,6 +71,8 @@ class Checkpoint:
         Raises:
             LTIError: the file is damaged or of other settings.
         """
+        for left in self.path.parent.glob(f".{self.path.stem}.*.part{self.path.suffix}"):
+            left.unlink(missing_ok=True)  # of a writer that was killed
         if not self.path.exists():
             return None
         tensors, metadata = read_tensors(self.path)
@@ -80,7 +86,9 @@ class Checkpoint:
         return tensors, int(metadata["position"])
 
     def clear(self) -> None:
-        """Remove the file once the work's result is safe."""
+        """Remove the file, and those of other parts, once the work's result is safe."""
+        for part in self._parts:
+            part.clear()
         self.path.unlink(missing_ok=True)
 
 

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Compute",
     "acquire",
+    "hardware",
     "matmul_dtype",
     "memory_budget",
     "peak_memory",
@@ -111,6 +112,16 @@ def peak_memory_mib(compute: Compute) -> float:
     import resource
 
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def hardware(compute: Compute) -> str:
+    """Return what decides placement and rounding of a run, for what only the same may resume."""
+    if compute.device.type != "cuda":
+        return compute.device.type
+    import torch
+
+    facts = torch.cuda.get_device_properties(compute.device)
+    return f"{facts.name}, {facts.total_memory >> 20} MiB"
 
 
 def peak_memory(compute: Compute) -> str:

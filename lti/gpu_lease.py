@@ -73,7 +73,7 @@ def _folder() -> Path:
     """Return the folder of the locks: not TMPDIR, which schedulers set anew for every job."""
     folder = Path(os.environ.get("LTI_LEASES", f"/tmp/lti-gpu-{os.getuid()}"))
     job = next((os.environ[name] for name in JOB_IDS if os.environ.get(name)), None)
-    if job is not None:
+    if job is not None and "CUDA_VISIBLE_DEVICES" in os.environ:
         folder /= f"job-{job.replace('/', '_')}"
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)

@@ -9,12 +9,20 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-__all__ = ["GRACE_SECONDS", "Interrupted", "asked_to_leave", "leave_when_asked", "saving_first"]
+__all__ = [
+    "GRACE_SECONDS",
+    "Interrupted",
+    "asked_to_leave",
+    "leave_when_asked",
+    "saving_first",
+    "take_the_time",
+]
 
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
-GRACE_SECONDS = 9.0  # for the step under way and the save; schedulers kill after 5 to 60 seconds
+GRACE_SECONDS = 9.0  # for the step under way; schedulers kill after 5 to 60 seconds
 
 _asked: signal.Signals | None = None
+_deadline: threading.Timer | None = None
 _savers = 0
 
 
@@ -29,23 +37,23 @@ class Interrupted(SystemExit):
 def leave_when_asked() -> None:
     """Handle SIGTERM and SIGUSR1 from now on: raise :class:`Interrupted`.
 
-    Inside :func:`saving_first` they only make :func:`asked_to_leave` true. Work that does not leave
-    within :data:`GRACE_SECONDS` is ended; outputs and checkpoints are whole or absent in any case.
+    Inside :func:`saving_first` they only make :func:`asked_to_leave` true. Work that does not begin
+    to save within :data:`GRACE_SECONDS` is ended; outputs and checkpoints are whole or absent.
     """
     for number in SIGNALS:
         signal.signal(number, _on_signal)
 
 
 def _on_signal(number: int, frame: FrameType | None) -> None:
-    global _asked
+    global _asked, _deadline
     if _asked is not None:
         return  # a scheduler may ask the same of a process and its group
     _asked = signal.Signals(number)
     if not _savers:
         raise Interrupted(_asked)
-    deadline = threading.Timer(GRACE_SECONDS, os._exit, (128 + number,))
-    deadline.daemon = True
-    deadline.start()
+    _deadline = threading.Timer(GRACE_SECONDS, os._exit, (128 + number,))
+    _deadline.daemon = True
+    _deadline.start()
 
 
 @contextmanager
@@ -60,6 +68,12 @@ def saving_first() -> Iterator[None]:
         yield
     finally:
         _savers -= 1
+
+
+def take_the_time() -> None:
+    """Lift the deadline, for a save: a large one may take what the scheduler gives."""
+    if _deadline is not None:
+        _deadline.cancel()
 
 
 def asked_to_leave() -> signal.Signals | None:

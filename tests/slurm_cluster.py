@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import os
 import shutil
@@ -11,6 +12,8 @@ import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
+
+import psutil
 
 __all__ = ["DAEMONS", "SlurmCluster", "wait_until", "why_not"]
 
@@ -167,17 +170,22 @@ class SlurmCluster:
         return dict(line.split("|", 1) for line in lines)
 
     def stop(self) -> None:
-        """Cancel all jobs and end all daemons, by their own pids."""
-        subprocess.run(
-            ["scancel", "--user=root"], env={**os.environ, **self.environment}, timeout=60
-        )
+        """Cancel all jobs, end all daemons, then whatever still runs with this cluster's files."""
+        with contextlib.suppress(subprocess.SubprocessError):
+            self.run("scancel", "--user=root")
+        with contextlib.suppress(subprocess.SubprocessError, TimeoutError):
+            wait_until(lambda: not self.run("squeue", "-h").strip(), seconds=40)
         for name in ("slurmd-n1", "slurmd-n2", "slurmctld", "munged"):
-            try:
+            with contextlib.suppress(OSError, ValueError):
                 pid = self._pid(name)
                 os.kill(pid, signal.SIGTERM)
                 wait_until(lambda pid=pid: not Path(f"/proc/{pid}").exists(), seconds=20)
-            except (OSError, ValueError):
-                continue
+        for process in psutil.process_iter(["environ", "cmdline"]):
+            own = (process.info["environ"] or {}).get("SLURM_CONF", "").startswith(f"{self.base}/")
+            named = any(str(self.base) in part for part in process.info["cmdline"] or [])
+            if (own or named) and process.pid != os.getpid():
+                with contextlib.suppress(psutil.Error):
+                    process.kill()
 
     def _pid(self, name: str) -> int:
         return int((self.base / f"run/{name}.pid").read_text())

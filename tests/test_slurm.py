@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import shutil
 import signal
@@ -107,7 +108,8 @@ def test_faults_end_in_a_resumed_and_identical_result(cluster, finished, tmp_pat
             stage = trainer(checkout)
             stage.suspend()  # so that it has something left to do then
             wait_until(lambda: state(cluster, second) != "RUNNING", seconds=180)
-            stage.resume()
+            with contextlib.suppress(psutil.NoSuchProcess):
+                stage.resume()
             third = progressed(after=second)
             node = cluster.run("squeue", "-h", "-j", third, "-o", "%N").strip()
             cluster.kill_node(node)

@@ -173,7 +173,7 @@ KILLED = """
 import os, resource, signal, sys
 from pathlib import Path
 import torch, zarr
-import lti.gradients.store as module
+import lti.gradients.unfinished as module
 import tests.test_store as t
 from lti.gradients.batches import TrainingRows
 

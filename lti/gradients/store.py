@@ -20,6 +20,7 @@ from lti.gradients.encoding import ENCODINGS, Encoding, encode_rows
 from lti.gradients.store_format import Geometry, StoreSettings, hash_rows, plan_geometry
 from lti.gradients.store_reader import GradientStore
 from lti.gradients.unfinished import UnfinishedStore
+from lti.interruption import saving_first
 
 if TYPE_CHECKING:
     import torch
@@ -77,7 +78,8 @@ def write_store(
     work = UnfinishedStore(path, manifest, geometry, _facts(path, attributes))
     work.begin_alone()
     _write(work, geometry, range(geometry.n_shards), compute, on_rows)
-    work.publish()
+    with saving_first():  # a store that is whole is not given up for the few files that are left
+        work.publish()
     return GradientStore.open(path, manifest)
 
 
@@ -119,7 +121,7 @@ def write_shards(
         The shards that are there now.
 
     Raises:
-        LTIError: as :func:`write_store`, or another writer began another store there meanwhile.
+        LTIError: as :func:`write_store`.
     """
     if not 0 <= part < parts:
         raise LTIError(f"got part {part} of {parts}; expected one from 0 to {parts - 1}.")

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import shutil
-import socket
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +51,7 @@ class UnfinishedStore:
         self._root = path.with_name(f".{path.name}.partial")
         self._store = self._root / "store"
         self._journal = self._root / "journal"
+        self._lock = path.with_name(f".{path.name}.lock")
         self._records: list[ShardRecord] = []
         self._identity = {
             "format": FORMAT_VERSION,
@@ -74,23 +75,13 @@ class UnfinishedStore:
             shutil.rmtree(self._path)
 
     def begin_beside_others(self) -> None:
-        """The same where other writers of this store may have begun already: by one rename."""
-        if self._is_mine():
-            return
-        own = self._root.with_name(f"{self._root.name}-{os.getpid()}-{socket.gethostname()}")
-        shutil.rmtree(own, ignore_errors=True)
-        self._create(own)
-        try:
-            if self._root.exists() and not self._is_mine():
-                shutil.rmtree(self._root, ignore_errors=True)  # of another store
-            os.rename(own, self._root)
-        except OSError:  # another writer was first
-            shutil.rmtree(own, ignore_errors=True)
-        if not self._is_mine():
-            raise LTIError(
-                f"{self._root} is being written as another store; expected one writer's settings. "
-                f"Stop the other workflow, or wait for it."
-            )
+        """The same where other writers of this store may have begun already."""
+        self._lock.parent.mkdir(parents=True, exist_ok=True)
+        with self._lock.open("w") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            if not (self._is_mine() and (self._store / "zarr.json").exists()):
+                shutil.rmtree(self._root, ignore_errors=True)
+                self._create(self._root)
 
     def _create(self, root: Path) -> None:
         (root / "journal").mkdir(parents=True)
@@ -163,6 +154,7 @@ class UnfinishedStore:
         self._manifest_path.parent.mkdir(parents=True, exist_ok=True)
         write_durably(self._manifest_path, json.dumps(content, sort_keys=True, indent=1) + "\n")
         shutil.rmtree(self._root)
+        self._lock.unlink(missing_ok=True)
 
 
 def _open_group(path: Path) -> Any:

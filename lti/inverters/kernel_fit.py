@@ -96,7 +96,7 @@ def fit_kernel(
 
     coefficients = ((target.flatten(1) - mean) @ components.T).to(compute.device)
     if (saved := checkpoint.load()) is not None:
-        solved = saved[0]
+        solved = {key: value.to(compute.device) for key, value in saved[0].items()}
     else:
         solved = _solve(settings, encoder, coefficients, progress)
         if settings.refine:
@@ -243,7 +243,6 @@ def _refine(
         if epoch + 1 < settings.refine:
             state.save_if_due(partial(_resumable, best, kept))
     refiner.load_state_dict(kept)
-    checkpoint.clear()
     return history
 
 

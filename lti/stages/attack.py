@@ -46,7 +46,7 @@ def run_attack(
     import torch
 
     from lti.attacks import ATTACKS, Observations
-    from lti.compute import acquire, peak_memory
+    from lti.compute import acquire, hardware, peak_memory
     from lti.defenses import DEFENSES
     from lti.errors import LTIError
     from lti.files import digest_arrays, digest_json, write_json, write_tensors
@@ -104,7 +104,7 @@ def run_attack(
             (DEFENSES, observed.defense.name),
             (FL_MODELS, model.name),
         ),
-        *(compute.device.type, torch.get_num_threads()),
+        *(hardware(compute), torch.get_num_threads()),
     ]
     folder = checkpoints / f"{method.name}-{digest_json(decisive)}"
     reconstruction = method.reconstruct(

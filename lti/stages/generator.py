@@ -29,7 +29,7 @@ def train_generator(
     import torch
 
     from lti.checkpoint import Checkpoint
-    from lti.compute import acquire, peak_memory
+    from lti.compute import acquire, hardware, peak_memory
     from lti.data.selection import read_selection
     from lti.files import atomic_path, digest_json, write_json
     from lti.generators import GENERATORS
@@ -44,7 +44,7 @@ def train_generator(
         "generator": method.canonical(),
         "auxiliary": selection.samples.digest,
         "code": source_digest("generator", (GENERATORS, method.name)),
-        "device": compute.device.type,
+        "device": hardware(compute),
         "threads": torch.get_num_threads(),
     }
     checkpoint = Checkpoint(

@@ -41,7 +41,7 @@ def fit_prior(
     from lti.attacks.lti_map import MaximumAPosteriori
     from lti.attacks.refinement import Client
     from lti.checkpoint import Checkpoint
-    from lti.compute import acquire, peak_memory
+    from lti.compute import acquire, hardware, peak_memory
     from lti.data.samples import as_input
     from lti.data.selection import read_selection
     from lti.defenses import DEFENSES
@@ -136,7 +136,7 @@ def fit_prior(
             (INVERTERS, trained.settings.name),
             (PROJECTIONS, projection.name),
         ),
-        "device": device.type,
+        "device": hardware(compute),
         "threads": torch.get_num_threads(),
     }
     checkpoint = Checkpoint(checkpoints / f"prior-{digest_json(decisive)}.safetensors", decisive)

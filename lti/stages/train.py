@@ -39,7 +39,7 @@ def train_inverter(
     import torch
 
     from lti.checkpoint import Checkpoint
-    from lti.compute import acquire, peak_memory
+    from lti.compute import acquire, hardware, peak_memory
     from lti.data.selection import read_selection
     from lti.defenses import DEFENSES
     from lti.errors import LTIError
@@ -122,7 +122,7 @@ def train_inverter(
             (DEFENSES, defended.name),
             (PROJECTIONS, projected.name),
         ),
-        "device": compute.device.type,
+        "device": hardware(compute),
         "threads": torch.get_num_threads(),
         "memory_mib": memory_mib,  # decides the order of rows that are streamed
     }

@@ -1,5 +1,7 @@
 import shlex
+import signal
 import sys
+import threading
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -20,6 +22,10 @@ from lti.curve_plan import curve_note, curve_of
 from lti.plan import Plan
 from lti.projections import PROJECTIONS
 from snakemake.exceptions import WorkflowError
+
+# A scheduler's warning is for the stages, which handle it; it reaches Snakemake in a job as well.
+if threading.current_thread() is threading.main_thread():
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
 
 try:
     PLAN = Plan(parse_config(config))
@@ -42,8 +48,9 @@ REQUIRED = ",".join(PLAN.backbones(PLAN.config.metrics.require))
 shell.prefix(
     "set -euo pipefail; "
     f"STORE={STORE.replace('{', '{{').replace('}', '}}')}; MEMORY_MIB={MEMORY_MIB}; REQUIRED={REQUIRED}; "
+    # In the shell's place: a scheduler's SIGTERM would end the shell, and Snakemake would not wait.
     "lti() {{ "
-    f'PYTHONPATH="{CHECKOUT}${{{{PYTHONPATH:+:$PYTHONPATH}}}}" "{PYTHON}" -m lti "$@"; }}}}; '
+    f'exec env PYTHONPATH="{CHECKOUT}${{{{PYTHONPATH:+:$PYTHONPATH}}}}" "{PYTHON}" -m lti "$@"; }}}}; '
 )
 
 RESULTS = PLAN.config.results
