@@ -105,7 +105,7 @@ def test_faults_end_in_a_resumed_and_identical_result(cluster, finished, tmp_pat
             cluster.run("scancel", first)
             second = progressed(after=first)
             cluster.run("scontrol", "update", f"JobId={second}", "TimeLimit=1")  # a minute
-            stage = trainer(checkout)
+            (stage,) = trainers(checkout)
             stage.suspend()  # so that it has something left to do then
             wait_until(lambda: state(cluster, second) != "RUNNING", seconds=180)
             with contextlib.suppress(psutil.NoSuchProcess):
@@ -130,13 +130,38 @@ def test_faults_end_in_a_resumed_and_identical_result(cluster, finished, tmp_pat
     assert not list(checkout.results.glob("checkpoints/*"))
 
 
-def trainer(checkout: Checkout) -> psutil.Process:
-    """The Python process that trains."""
-    for process in psutil.process_iter(["cmdline", "cwd"]):
-        command = process.info["cmdline"] or []
-        if process.info["cwd"] == str(checkout.folder) and command[1:4] == ["-m", "lti", STAGE]:
-            return process
-    raise AssertionError("no training runs")
+@pytest.mark.parametrize("command", [["scancel"], ["scancel", "--signal=USR1", "--full"]], ids=str)
+def test_a_job_that_is_told_to_leave_saves_first(cluster, finished, tmp_path, command):
+    checkout = finished.copy(tmp_path / "checkout")
+    checkout.configure({"inverters.tuned.epochs": 100_000})
+    target = str(checkout.inverter("gauss"))
+    # Nothing is saved but at a signal.
+    with start(checkout, cluster, target, LTI_CHECKPOINT_SECONDS="3600") as process:
+        try:
+            wait_until(lambda: trainers(checkout), seconds=120)
+            (stage,) = trainers(checkout)
+            wait_until(lambda: stage.cpu_times().user > 8)  # it trains
+            (job,) = cluster.jobs("RUNNING")
+            cluster.run(*command, job)
+            saved = checkout.results / "checkpoints"
+            wait_until(lambda: list(saved.glob("inverter-*.safetensors")), seconds=20)
+            wait_until(lambda: not stage.is_running() or stage.status() == "zombie", seconds=20)
+        finally:
+            process.send_signal(signal.SIGINT)
+            output, _ = process.communicate(timeout=120)
+            print(output)
+    (checkpoint,) = saved.glob("inverter-*.safetensors")
+    assert read_arrays(checkpoint)[1]["position"] > 0
+
+
+def trainers(checkout: Checkout) -> list[psutil.Process]:
+    """The Python processes that train."""
+    return [
+        process
+        for process in psutil.process_iter(["cmdline", "cwd"])
+        if process.info["cwd"] == str(checkout.folder)
+        and (process.info["cmdline"] or [])[1:4] == ["-m", "lti", STAGE]
+    ]
 
 
 def state(cluster: SlurmCluster, job: str) -> str:
