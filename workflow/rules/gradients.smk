@@ -33,27 +33,6 @@ rule fit_projection:
         " --threads {threads} --gpus {resources.gpu} --log {log}"
 
 
-def parts_of_store(wildcards):
-    """Into how many parts the jobs that write a store divide it."""
-    size = PLAN.auxiliary[wildcards.auxiliary].size
-    return -(-size // PLAN.config.store.samples_per_job)
-
-
-def parts_done(wildcards):
-    """What says that all parts are written, where there are several."""
-    parts = parts_of_store(wildcards)
-    return (
-        expand(
-            f"{GRADIENTS}.part-{{number}}-of-{{of}}.json",
-            **wildcards,
-            number=range(parts),
-            of=parts,
-        )
-        if parts > 1
-        else []
-    )
-
-
 GRADIENT_INPUT = dict(
     auxiliary=ancient(f"{AUXILIARY}.safetensors"),
     auxiliary_card=f"{AUXILIARY}.json",

@@ -199,3 +199,24 @@ def fitted_to_observe(suffix):
 
 def fitted_option(wildcards, input):
     return f"--fitted {input.fitted}" if input.fitted else ""
+
+
+def parts_of_store(wildcards):
+    """Into how many parts the jobs that write a store divide it."""
+    size = PLAN.auxiliary[wildcards.auxiliary].size
+    return -(-size // PLAN.config.store.samples_per_job)
+
+
+def parts_done(wildcards):
+    """What says that all parts are written, where there are several."""
+    parts = parts_of_store(wildcards)
+    return (
+        expand(
+            f"{GRADIENTS}.part-{{number}}-of-{{of}}.json",
+            **wildcards,
+            number=range(parts),
+            of=parts,
+        )
+        if parts > 1
+        else []
+    )
