@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import re
 import shutil
-import signal
+import subprocess
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -49,6 +49,15 @@ def finished(tmp_path_factory) -> Checkout:
 
 def start(checkout: Checkout, cluster: SlurmCluster, *targets: str, **environment: str):
     return checkout.start(*OPTIONS, "--", *targets, **{**cluster.environment, **environment})
+
+
+def end(process: subprocess.Popen[str], cluster: SlurmCluster) -> str:
+    """End Snakemake and all jobs, and return what it said."""
+    process.kill()  # not SIGINT, which is ignored below a shell's background job
+    output, _ = process.communicate(timeout=60)
+    cluster.run("scancel", "--user=root")
+    wait_until(lambda: not cluster.run("squeue", "-h").strip(), seconds=90)
+    return output
 
 
 def log_of(checkout: Checkout, rule: str) -> str:
@@ -121,8 +130,7 @@ def test_faults_end_in_a_resumed_and_identical_result(cluster, finished, tmp_pat
             assert progressed() == third
             output, _ = process.communicate(timeout=300)
         except BaseException:
-            process.send_signal(signal.SIGINT)  # cancels its jobs
-            print(process.communicate(timeout=120)[0])
+            print(end(process, cluster))
             raise
     assert process.returncode == 0, output
     assert state(cluster, first) == "CANCELLED" and state(cluster, second) == "TIMEOUT"
@@ -147,9 +155,7 @@ def test_a_job_that_is_told_to_leave_saves_first(cluster, finished, tmp_path, co
             wait_until(lambda: list(saved.glob("inverter-*.safetensors")), seconds=20)
             wait_until(lambda: not stage.is_running() or stage.status() == "zombie", seconds=20)
         finally:
-            process.send_signal(signal.SIGINT)
-            output, _ = process.communicate(timeout=120)
-            print(output)
+            print(end(process, cluster))
     (checkpoint,) = saved.glob("inverter-*.safetensors")
     assert read_arrays(checkpoint)[1]["position"] > 0
 
