@@ -301,7 +301,8 @@ def test_samples_are_grouped_anew_every_epoch(auxiliary, memory_mib):
     groups = []
     for seed in (1, 2, 1):
         drawn = []
-        for index, batch in inputs.epoch(3, seed=seed, mirrored=False):
+        noise = torch_generator(seed, "noise")
+        for index, batch in inputs.epoch(3, seed=seed, noise=noise, mirrored=False):
             assert index.shape == (len(batch), BATCH) and len(batch) <= 3
             stored = torch.cat([data.store.rows(i, i + 1) for i in index.flatten().tolist()])
             torch.testing.assert_close(batch, stored.unflatten(0, index.shape).mean(dim=1))

@@ -34,7 +34,7 @@ from lti.inverters.network import RawGradient
 from lti.inverters.train import train_inverter
 from lti.inverters.trained import TrainedInverter
 from lti.progress import Progress
-from lti.seeding import derive_seed
+from lti.seeding import derive_seed, torch_generator
 from lti.stages.gradients import compute_gradients
 from lti.stages.train import train_inverter as train_stage
 
@@ -508,7 +508,9 @@ def test_inputs_and_targets_belong_together(auxiliary, lenet, defense, memory_mi
     )
     gradients = per_sample_gradient_function(*lenet)
     labels = 0
-    for index, batch in inputs.epoch(32, seed=derive_seed(0, "x"), mirrored=True):
+    seed = derive_seed(0, "x")
+    noise = torch_generator(seed, "noise")
+    for index, batch in inputs.epoch(32, seed=seed, noise=noise, mirrored=True):
         target = targets(data.value, index, 2)[:, 0]
         # The store's own rows, and the gradients for whichever label fits best.
         stored = torch.cat([data.store.rows(i, i + 1) for i in index[:, 0].tolist()])
