@@ -8,7 +8,9 @@ import os
 import shutil
 import signal
 import socket
+import stat
 import subprocess
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -88,7 +90,17 @@ def why_not() -> str | None:
         return f"not installed: {PLUGIN.replace('_', '-')} (the extra `slurm`)"
     if os.getuid():
         return "its daemons and device files need root"
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            _make_device(Path(folder) / "device")
+        except OSError as error:
+            return f"device files cannot be made ({error})"
     return None
+
+
+def _make_device(path: Path) -> None:
+    """Make a character device: of a plain file SLURM sets no CUDA_VISIBLE_DEVICES."""
+    os.mknod(path, 0o600 | stat.S_IFCHR, os.makedev(1, 3))
 
 
 class SlurmCluster:
@@ -118,8 +130,7 @@ class SlurmCluster:
             script.write_text(text.format(**facts))
             script.chmod(0o755)
         for number in range(2):
-            # Character devices: a plain file leaves CUDA_VISIBLE_DEVICES unset.
-            os.mknod(base / f"dev/nvidia{number}", 0o600 | 0o020000, os.makedev(1, 3))
+            _make_device(base / f"dev/nvidia{number}")
         key = base / "etc/munge.key"
         key.write_bytes(os.urandom(1024))
         key.chmod(0o400)
