@@ -117,11 +117,11 @@ def peak_memory_mib(compute: Compute) -> float:
 def hardware(compute: Compute) -> str:
     """Return what decides placement and rounding of a run, for what only the same may resume."""
     if compute.device.type != "cuda":
-        return compute.device.type
+        return f"{compute.device.type}, {compute.dtype}"  # not every processor has bfloat16
     import torch
 
     facts = torch.cuda.get_device_properties(compute.device)
-    return f"{facts.name}, {facts.total_memory >> 20} MiB"
+    return f"{facts.name}, {facts.total_memory >> 20} MiB, {compute.dtype}"
 
 
 def peak_memory(compute: Compute) -> str:

@@ -68,9 +68,7 @@ class UnfinishedStore:
                 os.rename(self._path, self._store)  # killed between that and the manifest
             for stray in self._store.glob("**/*.partial"):
                 stray.unlink()
-        if not (self._is_mine() and (self._store / "zarr.json").exists()):
-            shutil.rmtree(self._root, ignore_errors=True)
-            self._create(self._root)
+        self._create_unless_mine()
         if self._path.exists():
             shutil.rmtree(self._path)
 
@@ -79,14 +77,15 @@ class UnfinishedStore:
         self._lock.parent.mkdir(parents=True, exist_ok=True)
         with self._lock.open("w") as file:
             fcntl.flock(file, fcntl.LOCK_EX)
-            if not (self._is_mine() and (self._store / "zarr.json").exists()):
-                shutil.rmtree(self._root, ignore_errors=True)
-                self._create(self._root)
+            self._create_unless_mine()
 
-    def _create(self, root: Path) -> None:
-        (root / "journal").mkdir(parents=True)
-        create_arrays(root / "store", self._geometry, self._attributes)
-        write_durably(root / "identity.json", canonical_json(self._identity))
+    def _create_unless_mine(self) -> None:
+        if self._is_mine() and (self._store / "zarr.json").exists():
+            return
+        shutil.rmtree(self._root, ignore_errors=True)
+        self._journal.mkdir(parents=True)
+        create_arrays(self._store, self._geometry, self._attributes)
+        write_durably(self._root / "identity.json", canonical_json(self._identity))
 
     def _is_mine(self) -> bool:
         try:

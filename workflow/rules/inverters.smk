@@ -28,14 +28,15 @@ rule train_inverter:
     threads: heavy_threads()
     resources:
         gpu=1,
-        mem_mb=lambda wildcards, attempt: memory(
+        mem_mb=lambda wildcards, attempt: attempt
+        * (
             4000
             + round(
                 PLAN.inverters[wildcards.inverter].memory_mib(
                     PLAN.auxiliary[wildcards.auxiliary].size
                 )
             )
-        )(wildcards, attempt),
+        ),
     params:
         defense=lambda wildcards: PLAN.settings("defenses", wildcards.defense),
         projection=lambda wildcards: PLAN.settings("projections", wildcards.projection),
