@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NotRequired, TypedDict, Unpack
 
 import numpy as np
 
@@ -25,22 +25,36 @@ from lti.interruption import saving_first
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["GradientStore", "StoreSettings", "write_shards", "write_store"]
+__all__ = ["GradientStore", "StoreContent", "StoreSettings", "write_shards", "write_store"]
 
 
-def write_store(
-    path: Path | str,
-    *,
-    n_rows: int,
-    dim: int,
-    encoding: Encoding,
-    compute: Callable[[int, int], torch.Tensor | np.ndarray],
-    manifest: Path | str,
-    compress: bool = False,
-    attributes: Mapping[str, Any] | None = None,
-    settings: StoreSettings | None = None,
-    on_rows: Callable[[int], None] | None = None,
-) -> GradientStore:
+class StoreContent(TypedDict):
+    """What a store holds and how it is cut; the same for each of several writers."""
+
+    n_rows: int
+    """Number of samples."""
+    dim: int
+    """Entries of a row."""
+    encoding: Encoding
+    """See :func:`lti.gradients.encoding.encode_rows`."""
+    compute: Callable[[int, int], torch.Tensor | np.ndarray]
+    """Given ``start, stop``, returns those rows, float32 (stop - start, dim). It is called for
+    consecutive ranges of at most a chunk, and must give a row the same value whichever run asks for
+    it."""
+    manifest: Path | str
+    """The JSON file to write beside the store; what later steps depend on."""
+    compress: NotRequired[bool]
+    """Worth it for signs (25x) and pruned gradients (50x), not for dense ones: by default not."""
+    attributes: NotRequired[Mapping[str, Any]]
+    """JSON-able facts on the rows. Another writer's unfinished shards are only kept if it had the
+    same ones, so name here all that decides the rows."""
+    settings: NotRequired[StoreSettings]
+    """Piece sizes and memory."""
+    on_rows: NotRequired[Callable[[int], None]]
+    """Called with the number of rows just finished, for progress."""
+
+
+def write_store(path: Path | str, **content: Unpack[StoreContent]) -> GradientStore:
     """Write a store, going on with what a killed writer of the same store left.
 
     Shards are gathered in a hidden folder beside ``path``. A shard counts as finished when
@@ -50,72 +64,33 @@ def write_store(
 
     Args:
         path: folder of the store.
-        n_rows: number of samples.
-        dim: entries of a row.
-        encoding: see :func:`lti.gradients.encoding.encode_rows`.
-        compute: given ``start, stop``, returns those rows, float32 (stop - start, dim). It is
-            called for consecutive ranges of at most a chunk, and must give a row the same
-            value whichever run asks for it.
-        manifest: the JSON file to write beside the store; what later steps depend on.
-        compress: worth it for signs (25x) and pruned gradients (50x), not for dense ones.
-        attributes: JSON-able facts on the rows. Another writer's unfinished shards are only
-            kept if it had the same ones, so name here all that decides the rows.
-        settings: piece sizes and memory.
-        on_rows: called with the number of rows just finished, for progress.
+        content: see :class:`StoreContent`.
 
     Raises:
         LTIError: rows of another shape, rows that cannot be encoded, a row too large for
             memory, or something at ``path`` that is not a store.
     """
-    path, manifest = Path(path), Path(manifest)
-    geometry = plan_geometry(
-        n_rows=n_rows,
-        dim=dim,
-        encoding=encoding,
-        compress=compress,
-        settings=settings or StoreSettings(),
-    )
-    work = UnfinishedStore(path, manifest, geometry, _facts(path, attributes))
+    geometry, work = _begin(Path(path), content)
     work.begin_alone()
-    _write(work, geometry, range(geometry.n_shards), compute, on_rows)
+    _write(work, geometry, range(geometry.n_shards), content)
     with saving_first():  # a store that is whole is not given up for the few files that are left
         work.publish()
-    return GradientStore.open(path, manifest)
+    return GradientStore.open(path, content["manifest"])
 
 
 def write_shards(
-    path: Path | str,
-    *,
-    part: int,
-    parts: int,
-    n_rows: int,
-    dim: int,
-    encoding: Encoding,
-    compute: Callable[[int, int], torch.Tensor | np.ndarray],
-    manifest: Path | str,
-    compress: bool = False,
-    attributes: Mapping[str, Any] | None = None,
-    settings: StoreSettings | None = None,
-    on_rows: Callable[[int], None] | None = None,
+    path: Path | str, *, part: int, parts: int, **content: Unpack[StoreContent]
 ) -> range:
     """Write one part of a store's shards, beside other processes that write the other parts.
 
-    :func:`write_store` with the same arguments then finds them, checks their digests, computes
+    :func:`write_store` with the same content then finds them, checks their digests, computes
     what is missing and finishes. The bytes are those of one writer.
 
     Args:
         path: folder of the store.
         part: which part, from 0.
         parts: how many there are, 1 or more.
-        n_rows: of the whole store, as all that follows; see :func:`write_store`.
-        dim: entries of a row.
-        encoding: of entries.
-        compute: returns rows.
-        manifest: the JSON file beside the store.
-        compress: whether to.
-        attributes: facts on the rows.
-        settings: piece sizes and memory.
-        on_rows: for progress.
+        content: of the whole store; see :class:`StoreContent`.
 
     Returns:
         The shards that are there now.
@@ -125,41 +100,38 @@ def write_shards(
     """
     if not 0 <= part < parts:
         raise LTIError(f"got part {part} of {parts}; expected one from 0 to {parts - 1}.")
-    path, manifest = Path(path), Path(manifest)
-    geometry = plan_geometry(
-        n_rows=n_rows,
-        dim=dim,
-        encoding=encoding,
-        compress=compress,
-        settings=settings or StoreSettings(),
-    )
+    geometry, work = _begin(Path(path), content)
     own = range(part * geometry.n_shards // parts, (part + 1) * geometry.n_shards // parts)
-    work = UnfinishedStore(path, manifest, geometry, _facts(path, attributes))
     work.begin_beside_others()
-    _write(work, geometry, own, compute, on_rows)
+    _write(work, geometry, own, content)
     return own
 
 
-def _facts(path: Path, attributes: Mapping[str, Any] | None) -> dict[str, Any]:
+def _begin(path: Path, content: StoreContent) -> tuple[Geometry, UnfinishedStore]:
+    geometry = plan_geometry(
+        n_rows=content["n_rows"],
+        dim=content["dim"],
+        encoding=content["encoding"],
+        compress=content.get("compress", False),
+        settings=content.get("settings") or StoreSettings(),
+    )
     try:
-        facts: dict[str, Any] = json.loads(canonical_json(dict(attributes or {})))
+        facts = json.loads(canonical_json(dict(content.get("attributes", {}))))
     except (TypeError, ValueError) as error:
         raise LTIError(
             f"attributes of {path} are not JSON ({error}). Use plain numbers and strings."
         ) from None
-    return facts
+    return geometry, UnfinishedStore(path, Path(content["manifest"]), geometry, facts)
 
 
 def _write(
     work: UnfinishedStore,
     geometry: Geometry,
     shards: range,
-    compute: Callable[[int, int], torch.Tensor | np.ndarray],
-    on_rows: Callable[[int], None] | None,
+    content: StoreContent,
 ) -> None:
     """Compute and write the shards that are not there yet."""
-    report = on_rows or (lambda rows: None)
-    dim = geometry.dim
+    report, dim = content.get("on_rows", lambda rows: None), geometry.dim
     values, scale = np.empty((0, dim), ENCODINGS[geometry.encoding]), None
     for shard in shards:
         start, stop = geometry.shard_range(shard)
@@ -172,7 +144,7 @@ def _write(
         digest = 0
         for first in range(start, stop, geometry.chunk_rows):
             last = min(stop, first + geometry.chunk_rows)
-            computed = _computed(compute, first, last, dim)
+            computed = _computed(content["compute"], first, last, dim)
             block = encode_rows(computed, geometry.encoding, first_row=first)
             into = slice(first - start, last - start)
             values[into] = block.values.cpu().numpy()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -58,7 +58,7 @@ def compute_gradients(
         even_blocks,
         per_sample_parts_function,
     )
-    from lti.gradients.store import StoreSettings, write_shards, write_store
+    from lti.gradients.store import StoreContent, StoreSettings, write_shards, write_store
     from lti.progress import Progress
     from lti.projections import load_projection
     from lti.registry import describe_validation_error
@@ -108,7 +108,7 @@ def compute_gradients(
         # The gradients behind a chunk of hashed rows are many times its size.
         return torch.cat([block(*part) for part in even_blocks(start, stop, limit)])
 
-    what: dict[str, Any] = {
+    content: StoreContent = {
         "n_rows": views * len(samples),
         "dim": projected.layout(layout).total,
         "encoding": settings.encoding if whole else "scaled-float16",
@@ -129,12 +129,12 @@ def compute_gradients(
         "on_rows": progress.advance,
     }
     if part is not None:
-        shards = write_shards(output, part=part, parts=parts, **what)
+        shards = write_shards(output, part=part, parts=parts, **content)
         if done is not None:
             write_json(done, {"shards": [*shards]})
         progress.say(f"{len(shards):,} shards of part {part} of {parts}, {peak_memory(compute)}")
         return
-    written = write_store(output, **what)
+    written = write_store(output, **content)
     progress.say(
         f"{written.n_rows:,} rows of {written.dim:,} entries, {written.encoding}, "
         f"{peak_memory(compute)}"
