@@ -50,15 +50,11 @@ ReturnToService=2
 MinJobAge=3600
 KillWait={kill_wait}
 SlurmdTimeout=30
-OverTimeLimit=0
 GresTypes=gpu
 AccountingStorageType=accounting_storage/none
-PreemptType=preempt/partition_prio
-PreemptMode=REQUEUE
 NodeName=n[1-2] NodeHostname={host} NodeAddr=127.0.0.1 Port=[{ports[1]}-{ports[2]}] \
 CPUs=2 RealMemory=40000 Gres=gpu:2
-PartitionName=gpu Nodes=n[1-2] Default=YES MaxTime=INFINITE State=UP PriorityTier=1 GraceTime=10
-PartitionName=urgent Nodes=n[1-2] MaxTime=INFINITE State=UP PriorityTier=10 PreemptMode=OFF
+PartitionName=gpu Nodes=n[1-2] Default=YES MaxTime=INFINITE State=UP
 """
 GRES = """\
 AutoDetect=off

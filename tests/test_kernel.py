@@ -290,7 +290,7 @@ def test_what_is_refined_is_each_sample_as_the_others_give_it(tmp_path, monkeypa
         seen.update(zip(("blurred", "target"), pairs, strict=True))
         return []
 
-    monkeypatch.setattr(kernel_module, "_refine", refine)
+    monkeypatch.setattr(kernel_module, "refine", refine)
     fit(data, tmp_path, refine=1, ridge=0.05)
     learned = SAMPLES - 9
     rows = data.store.rows(0, learned).double().numpy()
