@@ -133,6 +133,19 @@ class FLModel(Settings):
 
         return self.loss(functional_call(network, {**fixed, **weights}, (x,)), label)
 
+    @property
+    def calibration_samples(self) -> int:
+        """How many of the auxiliary set's first samples its weights depend on."""
+        return 0
+
+    def withheld(self, network: nn.Module) -> tuple[str, ...]:
+        """Return names of parameters that the attacker sees only where they are named whole."""
+        return ()
+
+    def files(self) -> tuple[str, ...]:
+        """Return the user's files that it is made of: with another content it is another model."""
+        return ()
+
     def labels(self, samples: Samples) -> np.ndarray:
         """Return what the loss compares with: int64 ``(n,)``, or tokens ``(n, T)``."""
         return samples.value.astype("int64") if self.label_is_sample else samples.label
@@ -150,8 +163,11 @@ FL_MODELS: Registry[FLModel] = Registry(
     "fl_models",
     modules={
         "bert": "lti.fl_models.bert",
+        "factory": "lti.fl_models.own",
         "lenet": "lti.fl_models.lenet",
+        "program": "lti.fl_models.own",
         "resnet20": "lti.fl_models.resnet20",
+        "text-factory": "lti.fl_models.own",
         "transformer3": "lti.fl_models.transformer3",
     },
 )
@@ -167,6 +183,8 @@ def attacked(model: FLModel, network: nn.Module) -> dict[str, nn.Parameter]:
     names = matching_names(
         parameters, model.attacked_parameters, where=f"{model.name}.attacked_parameters"
     )
+    withheld = {*model.withheld(network)} - {*model.attacked_parameters}
+    names = [name for name in names if name not in withheld]
     return {name: parameters[name] for name in names}
 
 
@@ -176,12 +194,25 @@ def network_digest(network: nn.Module) -> str:
 
 
 def save_fl_model(
-    path: Path | str, card_path: Path | str, model: FLModel, task: FLTask
+    path: Path | str,
+    card_path: Path | str,
+    model: FLModel,
+    task: FLTask,
+    *,
+    x: torch.Tensor | None = None,
 ) -> dict[str, Any]:
     """Make a model's initial weights, write them with their card, and return the card.
 
     The card states architecture, settings, task, numbers of parameters, whether pretrained, and
     a digest.
+
+    Args:
+        path: where the weights go.
+        card_path: where the card goes.
+        model: the settings.
+        task: what the network is for.
+        x: ``(n, ...)``, in the network's input range: the samples that BatchNorm's statistics
+            are made from, where there are ``calibration_samples``.
 
     Raises:
         LTIError: the model is not for such samples, or ``attacked_parameters`` are not there.
@@ -202,6 +233,10 @@ def save_fl_model(
         "source": model.source,
         **model.initialise(network),
     }
+    if x is not None:
+        from lti.fl_models.client_network import calibrate
+
+        card["calibrated"] = {"layers": calibrate(network, x), "samples": len(x)}
     write_tensors(path, dict(network.state_dict()), card)
     card["digest"] = network_digest(network)
     write_json(card_path, card)

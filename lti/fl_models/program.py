@@ -1,0 +1,117 @@
+"""Saved programs: networks without the code that made them."""
+
+from __future__ import annotations
+
+import warnings
+import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lti.errors import LTIError
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+__all__ = ["load_program"]
+
+SIDE = 32  # of the image that a TorchScript program is converted with
+
+
+def load_program(path: Path, *, side: int | None = None) -> nn.Module:
+    """Read a program of ``torch.export.save`` or of TorchScript; no Python code in it is run.
+
+    A TorchScript program is converted to an exported one: its parameters cannot be exchanged,
+    which gradients of single samples need.
+
+    Args:
+        path: the file.
+        side: height and width of its images; None: the project's.
+
+    Returns:
+        the network, float32, on the CPU, in evaluation mode.
+
+    Raises:
+        LTIError: the file is missing, no such program, holds Python objects or machine code, or
+            cannot be converted.
+    """
+    if not path.is_file():
+        raise LTIError(f"{path}: no such file; expected a saved program. Correct the path.")
+    try:
+        with zipfile.ZipFile(path) as archive:
+            names = archive.namelist()
+    except (zipfile.BadZipFile, OSError) as error:
+        raise LTIError(f"{path}: {error}. {_EXPECTED}") from None
+    if any("aotinductor" in name or name.endswith((".so", ".dll")) for name in names):
+        raise LTIError(f"{path}: holds machine code, which is not run here. {_EXPECTED}")
+    is_script = any(name.endswith("/constants.pkl") for name in names)
+    try:
+        with _only_tensors(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            program = _converted(path, side or SIDE) if is_script else _exported(path)
+    except LTIError:
+        raise
+    except Exception as error:
+        kind = "a TorchScript program" if is_script else "an exported program"
+        line = str(error).strip().split("\n")[0]
+        raise LTIError(
+            f"{path}: cannot be read as {kind} ({type(error).__name__}: {line}). {_EXPECTED}"
+        ) from error
+    program.float()
+    # The mode of what was exported is part of the program.
+    program.train = lambda mode=True: program  # type: ignore[method-assign, assignment]
+    program.training = False
+    return program
+
+
+_EXPECTED = (
+    "Expected a file of torch.export.save, made with a dynamic batch dimension from a network in "
+    "evaluation mode, or of torch.jit.save. Save the network anew, or name the function that "
+    "makes it (`use: factory`)."
+)
+
+
+def _exported(path: Path) -> nn.Module:
+    import torch
+
+    return torch.export.load(path).module()
+
+
+def _converted(path: Path, side: int) -> nn.Module:
+    import torch
+
+    # Of torch's own; there is no public name for it.
+    from torch._export.converter import TS2EPConverter
+
+    script = torch.jit.load(path, map_location="cpu").eval()
+    # Two samples: an example of one would fix the batch.
+    return TS2EPConverter(script, (torch.zeros(2, 3, side, side),)).convert().module()
+
+
+@contextmanager
+def _only_tensors() -> Iterator[None]:
+    """Let ``torch.load`` read tensors alone: torch's own reader of programs falls back to pickle.
+
+    Raises:
+        LTIError: inside, where a file holds other objects.
+    """
+    import torch
+
+    load = torch.load
+
+    def tensors(*args: Any, **kwargs: Any) -> Any:
+        try:
+            return load(*args, **{**kwargs, "weights_only": True})
+        except Exception as error:
+            raise LTIError(
+                f"the program holds Python objects besides tensors, which are not read "
+                f"({type(error).__name__}). {_EXPECTED}"
+            ) from None
+
+    torch.load = tensors
+    try:
+        yield
+    finally:
+        torch.load = load

@@ -1,0 +1,68 @@
+"""A user's own objects, named as ``package.module:name``."""
+
+from __future__ import annotations
+
+import re
+import sys
+from importlib import import_module
+from importlib.util import find_spec
+from typing import Any
+
+from lti.errors import LTIError
+
+__all__ = ["OBJECT_PATTERN", "import_object", "object_module"]
+
+OBJECT_PATTERN = r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*(\.[A-Za-z_]\w*)*"
+"""What the name of an object looks like."""
+
+
+def import_object(name: str, *, where: str) -> Any:
+    """Return an object of a module that Python finds.
+
+    Args:
+        name: ``package.module:name``.
+        where: the setting, for the error message.
+
+    Raises:
+        LTIError: it is no such name, the module is not found or fails while it is imported, or
+            has no such object.
+    """
+    if not re.fullmatch(OBJECT_PATTERN, name):
+        raise LTIError(f"{where}: got {name!r}; expected package.module:name. Correct it.")
+    module_name, _, path = name.partition(":")
+    try:
+        found: Any = import_module(module_name)
+    except ModuleNotFoundError as error:
+        if error.name is None or not f"{module_name}.".startswith(f"{error.name}."):
+            raise LTIError(f"{where}: importing {module_name!r} failed: {error}.") from error
+        searched = ", ".join(folder or "." for folder in sys.path[:4])
+        raise LTIError(
+            f"{where}: got {name!r}, and there is no module {module_name!r}; searched {searched}, "
+            f"... Put it into the working folder, beside the configuration's file, or into a "
+            f"folder of PYTHONPATH."
+        ) from None
+    except LTIError:
+        raise
+    except Exception as error:
+        raise LTIError(
+            f"{where}: importing {module_name!r} failed with {type(error).__name__}: {error}. "
+            f"Mend the module."
+        ) from error
+    for part in path.split("."):
+        if not hasattr(found, part):
+            names = ", ".join(key for key in vars(found) if not key.startswith("_")) or "nothing"
+            raise LTIError(
+                f"{where}: got {name!r}, and {module_name!r} has no {part!r}; it has {names}. "
+                f"Correct the name."
+            )
+        found = getattr(found, part)
+    return found
+
+
+def object_module(name: str) -> str | None:
+    """Return the file of the module in ``package.module:name``; None where there is none."""
+    try:
+        spec = find_spec(name.partition(":")[0])
+    except (ImportError, ValueError):
+        return None
+    return spec.origin if spec is not None and spec.has_location else None
