@@ -1,0 +1,1 @@
+"""Audits: does a defense protect a user's own model and data?"""

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 from lti.errors import LTIError
 
 if TYPE_CHECKING:
-    import torch
     from torch import nn
 
 __all__ = ["load_program"]
@@ -61,7 +60,7 @@ def load_program(path: Path, *, side: int | None = None) -> nn.Module:
         ) from error
     program.float()
     # The mode of what was exported is part of the program.
-    program.train = lambda mode=True: program  # type: ignore[method-assign, assignment]
+    program.train = lambda mode=True: program  # type: ignore[method-assign]
     program.training = False
     return program
 
@@ -87,7 +86,19 @@ def _converted(path: Path, side: int) -> nn.Module:
 
     script = torch.jit.load(path, map_location="cpu").eval()
     # Two samples: an example of one would fix the batch.
-    return TS2EPConverter(script, (torch.zeros(2, 3, side, side),)).convert().module()
+    program = TS2EPConverter(script, (torch.zeros(2, 3, side, side),)).convert().module()
+    # Parameters come as buffers, and modules in the order of their names.
+    for name, parameter in script.named_parameters():
+        owner = program.get_submodule(name.rpartition(".")[0])
+        del owner._buffers[name.rpartition(".")[2]]
+        owner.register_parameter(name.rpartition(".")[2], torch.nn.Parameter(parameter.detach()))
+    places = {
+        name: [key for key, _ in module.named_children()] for name, module in script.named_modules()
+    }
+    for name, module in program.named_modules():
+        for key in places.get(name, ()):
+            module._modules[key] = module._modules.pop(key)
+    return program
 
 
 @contextmanager

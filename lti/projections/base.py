@@ -181,6 +181,7 @@ PROJECTIONS: Registry[Projection] = Registry(
         "hash": "lti.projections.hash",
         "identity": "lti.projections.identity",
         "layer-inputs": "lti.projections.layer_inputs",
+        "leading": "lti.projections.leading",
         "principal": "lti.projections.principal",
         "select": "lti.projections.select",
     },
