@@ -126,10 +126,8 @@ def test_calibration_gives_the_statistics_of_the_samples(mine):
 
 
 def test_a_model_is_stored_and_read_again_with_its_statistics(mine, tmp_path):
-    model = made(mine, calibrate=32)
-    card = save_fl_model(
-        tmp_path / "m.safetensors", tmp_path / "m.json", model, IMAGES, x=images(32)
-    )
+    model, path = made(mine, calibrate=32), tmp_path / "m.safetensors"
+    card = save_fl_model(path, tmp_path / "m.json", model, IMAGES, x=images(32))
     assert card["calibrated"] == {"layers": 1, "samples": 32}
     read, network = load_fl_model(path)
     assert read == model
