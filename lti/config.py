@@ -6,7 +6,7 @@ import os
 import re
 from collections.abc import Mapping
 from pathlib import PurePosixPath
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
@@ -38,6 +38,7 @@ __all__ = [
     "Auxiliary",
     "Config",
     "Experiment",
+    "Page",
     "Pool",
     "Report",
     "Shift",
@@ -128,6 +129,16 @@ class Victims(_Section):
     )
 
 
+class Page(_Section):
+    """An experiment's page: verdicts, numbers and examples, for who decides on a defense."""
+
+    examples: Literal["show", "blur", "omit"] = Field(
+        "show", description="Show victims and what came back of them, which are private data."
+    )
+    shown: int = Field(8, ge=1, description="Victims shown, chosen by chance, and of the worst.")
+    seed: int = Field(0, description="Root seed of that choice.")
+
+
 class Experiment(_Section):
     """A grid of cells, reported together."""
 
@@ -149,6 +160,9 @@ class Experiment(_Section):
         min_length=1,
         description="Metrics, of the data set's modality; null: the usual ones, see "
         "[metrics](metrics.md).",
+    )
+    page: Page | None = Field(
+        None, description="Write `audit.html` for one FL model and batch size; null: none."
     )
     pictured: int = Field(12, ge=1, description="Victims shown in the picture or as sentences.")
     picture_seed: int = Field(0, description="Root seed of the choice of the pictured victims.")
@@ -229,7 +243,7 @@ class Config(_Section):
 
 RULES = {
     *("all", "default", "draw_fl_model", "compute_gradients", "observe", "train_inverter"),
-    "compute_gradient_shards",
+    *("compute_gradient_shards", "write_audit"),
     *("train_generator", "fetch_backbone", "tabulate_metric"),
     *("prepare_tokenizer", "prepare_dataset", "select_auxiliary", "select_victims", "run_attack"),
     *("table1", "table2", "table3", "table_mse", "figure3", "figure4", "figure5", "figure6"),

@@ -1,0 +1,90 @@
+"""From numbers to a word and a sentence."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from lti.metrics.base import METRICS
+
+if TYPE_CHECKING:
+    from lti.audit.result import AttackFinding, Estimate, Level
+    from lti.data.samples import Modality
+
+__all__ = ["EXPOSED", "LEVELS", "PARTLY", "best_attack", "level_of", "sentence"]
+
+EXPOSED, PARTLY = 0.5, 0.1
+"""Shares recovered from which victims are exposed, and partly exposed."""
+
+WORST_EXPOSED, WORST_PARTLY = 0.9, 0.5
+"""The same of the 1 % of victims of whom the most comes back."""
+
+LEVELS: dict[Level, str] = {
+    "exposed": (
+        f"at least {EXPOSED:.0%} of what a constant guess misses comes back, interval included, or "
+        f"{WORST_EXPOSED:.0%} of it for the worst 1 % of victims"
+    ),
+    "partly exposed": (
+        f"at least {PARTLY:.0%} of it comes back, interval included, or {WORST_PARTLY:.0%} for the "
+        f"worst 1 % of victims"
+    ),
+    "not recovered": (
+        "less than that, by these attacks, with these auxiliary data, trained this long; stronger "
+        "ones may recover more"
+    ),
+}
+"""What each level means."""
+
+
+def best_attack(attacks: Sequence[AttackFinding]) -> AttackFinding:
+    """Return the attack that recovers most; of equal ones the first."""
+    return max(attacks, key=lambda attack: attack.recovered.mean)
+
+
+def level_of(attacks: Sequence[AttackFinding]) -> Level:
+    """Return the worst level that any of the attacks reaches."""
+    if any(_reaches(attack, EXPOSED, WORST_EXPOSED) for attack in attacks):
+        return "exposed"
+    if any(_reaches(attack, PARTLY, WORST_PARTLY) for attack in attacks):
+        return "partly exposed"
+    return "not recovered"
+
+
+def _reaches(attack: AttackFinding, share: float, worst: float) -> bool:
+    low = attack.recovered.mean if math.isnan(attack.recovered.low) else attack.recovered.low
+    return low >= share or attack.worst.mean >= worst
+
+
+def sentence(attacks: Sequence[AttackFinding], *, modality: Modality, metric: str) -> str:
+    """Return what the best attack recovers, in words.
+
+    Args:
+        attacks: on one defense.
+        modality: what the victims are.
+        metric: the one to state.
+    """
+    best = best_attack(attacks)
+    what = "images" if modality == "image" else "texts"
+    worst = max(attacks, key=lambda attack: attack.worst.mean)
+    by = "" if worst is best else f", by {worst.attack}"
+    unit = METRICS[metric].unit
+    value = _number(best.metrics[metric], METRICS[metric].decimals)
+    return (
+        f"{best.attack} recovers {_percent(best.recovered)} of what the best constant guess misses "
+        f"of {best.recovered.n} {what} ({METRICS[metric].label.split(' (')[0]} {value}"
+        f"{' ' + unit if unit else ''}); of the worst 1 %, {worst.worst.mean:.0%}{by}."
+    )
+
+
+def _percent(value: Estimate) -> str:
+    if math.isnan(value.low):
+        return f"{value.mean:.0%}"
+    return f"{value.mean:.0%} [{value.low:.0%}, {value.high:.0%}]"
+
+
+def _number(value: Estimate, decimals: int) -> str:
+    text = f"{value.mean:.{decimals}f}"
+    if math.isnan(value.low):
+        return text
+    return f"{text} [{value.low:.{decimals}f}, {value.high:.{decimals}f}]"
