@@ -24,6 +24,7 @@ from lti.config import (
     Pool,
     Report,
     Shift,
+    Utility,
     Variation,
     Victims,
 )
@@ -187,7 +188,7 @@ def render() -> str:
     *sections, last = (f"`{section}`" for section in SECTIONS)
     introduction = INTRODUCTION.format(sections=f"{', '.join(sections)} and {last}")
     lines = [introduction, "## Top level", "", *_table(Config)]
-    experiments = (Experiment, Auxiliary, Variation, Victims, Shift, Pool, Report)
+    experiments = (Experiment, Auxiliary, Variation, Victims, Utility, Shift, Pool, Report)
     for model in (StoreSettings, MetricRules, *experiments):
         lines += [f"## {model.__name__}", "", _summary(model), "", *_table(model)]
     for section, registry in SECTIONS.items():

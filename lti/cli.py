@@ -15,6 +15,7 @@ from lti.stages.data import prepare_dataset, prepare_tokenizer
 from lti.stages.draw import draw_reconstructions
 from lti.stages.draw_curves import draw_curves
 from lti.stages.draw_texts import draw_texts
+from lti.stages.federated import train_federated
 from lti.stages.fl_model import draw_fl_model
 from lti.stages.generator import train_generator
 from lti.stages.gradients import compute_gradients, observe
@@ -26,6 +27,7 @@ from lti.stages.selection import select_auxiliary, select_victims
 from lti.stages.summarise import summarise_experiment
 from lti.stages.tabulate import tabulate
 from lti.stages.train import train_inverter
+from lti.stages.utility import draw_utility
 
 __all__ = ["app", "main"]
 
@@ -49,6 +51,7 @@ for stage in (
     observe,
     train_inverter,
     train_generator,
+    train_federated,
     run_attack,
     measure_attack,
     summarise_experiment,
@@ -57,6 +60,7 @@ for stage in (
     draw_reconstructions,
     draw_curves,
     draw_texts,
+    draw_utility,
 ):
     app.command()(stage)
 

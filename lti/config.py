@@ -26,6 +26,7 @@ from lti.config_data_checks import (
 from lti.data.dataset import DATASETS
 from lti.defenses import DEFENSES
 from lti.errors import LTIError
+from lti.federated import FederatedTraining
 from lti.fl_models import FL_MODELS
 from lti.generators import GENERATORS
 from lti.gradients.store_format import StoreSettings
@@ -42,6 +43,7 @@ __all__ = [
     "Pool",
     "Report",
     "Shift",
+    "Utility",
     "Variation",
     "Victims",
     "parse_config",
@@ -139,6 +141,16 @@ class Page(_Section):
     seed: int = Field(0, description="Root seed of that choice.")
 
 
+class Utility(FederatedTraining):
+    """Training of the FL models under each defense, for accuracy beside leakage."""
+
+    metric: str | None = Field(
+        None,
+        description="The metric of leakage, one of the experiment's; null: `psnr` or "
+        "`token_accuracy`, where it has that, or else its first.",
+    )
+
+
 class Experiment(_Section):
     """A grid of cells, reported together."""
 
@@ -163,6 +175,11 @@ class Experiment(_Section):
     )
     page: Page | None = Field(
         None, description="Write `audit.html` for one FL model and batch size; null: none."
+    )
+    utility: Utility | None = Field(
+        None,
+        description="How accuracy is measured beside leakage, see [utility](utility.md); null: it "
+        "is not.",
     )
     pictured: int = Field(12, ge=1, description="Victims shown in the picture or as sentences.")
     picture_seed: int = Field(0, description="Root seed of the choice of the pictured victims.")
@@ -249,6 +266,7 @@ RULES = {
     *("table1", "table2", "table3", "table_mse", "figure3", "figure4", "figure5", "figure6"),
     *("measure_attack", "summarise_experiment", "draw_reconstructions", "draw_texts"),
     *("find_near_copies", "table_text", "fit_prior"),
+    *("train_federated", "draw_utility"),
     *("fit_projection", "combine_summaries", "draw_curves", "figure1", "figure2"),
 }
 """Names that an experiment or a report, which are rules too, cannot have."""

@@ -12,6 +12,7 @@ from lti.errors import LTIError
 from lti.fl_models import FL_MODELS
 from lti.inverters import INVERTERS, Inverter
 from lti.metrics import METRICS
+from lti.metrics.base import DEFAULT_METRICS
 
 if TYPE_CHECKING:
     from lti.config import Config, Experiment, Report
@@ -78,6 +79,23 @@ def _variation_problems(config: Config, where: str, experiment: Experiment) -> I
     for key, attack in parsed_attacks(config):
         if key in experiment.attacks and not attack.needs:
             yield f"{where}.attacks: got {key!r}, which uses no auxiliary set; allowed: others"
+
+
+def _utility_problems(config: Config, where: str, experiment: Experiment) -> Iterator[str]:
+    """Clients train on the auxiliary set: there must be one, all like the victims."""
+    if experiment.utility is None:
+        return
+    if experiment.variations:
+        yield f"{where}: got a training beside `variations`; allowed: one of both"
+    if experiment.auxiliary.shift is not None:
+        yield (
+            f"{where}: got a training on an auxiliary set with the shift "
+            f"{experiment.auxiliary.shift!r}; allowed: one that is all like the victims"
+        )
+    modality, metric = modality_of(config, experiment), experiment.utility.metric
+    if metric is not None and modality is not None:
+        metrics = experiment.metrics or DEFAULT_METRICS[modality]
+        yield from unknown(f"{where}.metric", metric, metrics)
 
 
 def report_problems(config: Config, where: str, report: Report) -> Iterator[str]:
@@ -194,6 +212,7 @@ def experiment_problems(config: Config, where: str, experiment: Experiment) -> I
         for value in getattr(experiment, axis):
             yield from unknown(f"{where}.{axis}", value, getattr(config, axis))
     yield from _fl_model_problems(config, f"{where}.fl_models", experiment)
+    yield from _utility_problems(config, f"{where}.utility", experiment)
     yield from _metric_problems(config, f"{where}.metrics", experiment)
     yield from _attack_problems(config, f"{where}.attacks", experiment)
     yield from _inverter_problems(config, where, experiment)

@@ -21,6 +21,7 @@ from lti.modules import source_files
 from lti.curve_plan import curve_note, curve_of
 from lti.plan import Plan
 from lti.projections import PROJECTIONS
+from lti.utility_plan import leakage_metric, training_id, trainings
 from snakemake.exceptions import WorkflowError
 
 # A scheduler's warning is for the stages, which handle it; it reaches Snakemake in a job as well.
@@ -70,6 +71,7 @@ OBSERVATIONS = f"{RESULTS}/observations/{{victims}}/{{fl_model}}/b{{batch_size}}
 INVERTER = f"{RESULTS}/inverters/{{auxiliary}}/{{fl_model}}/{{projection}}/b{{batch_size}}/{{defense}}/{{inverter}}"
 PRIOR = f"{RESULTS}/priors/{{auxiliary}}/{{fl_model}}/b{{batch_size}}/{{defense}}/{{attack}}"
 GENERATOR = f"{RESULTS}/generators/{{auxiliary}}/{{generator}}"
+FEDERATED = f"{RESULTS}/federated/{{auxiliary}}/{{fl_model}}/{{defense}}/{{victims}}/{{training}}"
 ATTACKED = "{victims}/{fl_model}/b{batch_size}/{defense}/{attack}"
 RECONSTRUCTIONS = f"{RESULTS}/reconstructions/{ATTACKED}"
 METRIC_ROWS = f"{RESULTS}/metrics/{ATTACKED}"
@@ -101,6 +103,7 @@ wildcard_constraints:
     experiment=IDENTIFIER,
     report=IDENTIFIER,
     table=IDENTIFIER,
+    training="[0-9a-f]{16}",
 
 
 def heavy_threads() -> int:

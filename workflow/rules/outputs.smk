@@ -86,6 +86,57 @@ def curve_files(experiment):
     ]
 
 
+def trained(experiment):
+    """The pairs of FL model and defense that an experiment trains."""
+    chosen = PLAN.experiment(experiment)
+    return [
+        {"fl_model": fl_model, "defense": defense}
+        for fl_model in chosen.fl_models
+        for defense in chosen.defenses
+    ]
+
+
+def trainings_of(suffix):
+    """The federated trainings of an experiment."""
+    return lambda wildcards: [
+        fill(
+            FEDERATED,
+            suffix,
+            auxiliary=PLAN.auxiliary_of(wildcards.experiment)[0],
+            victims=PLAN.victims_of(wildcards.experiment),
+            training=training_id(PLAN, wildcards.experiment),
+            **pair,
+        )
+        for pair in trained(wildcards.experiment)
+    ]
+
+
+def trainings_option(wildcards, input):
+    pairs = zip(
+        trained(wildcards.experiment), input.histories, input.cards, strict=True
+    )
+    return canonical_json(
+        [
+            {**pair, "history": str(history), "card": str(card)}
+            for pair, history, card in pairs
+        ]
+    )
+
+
+def training_settings(wildcards):
+    return canonical_json(trainings(PLAN)[wildcards.training].model_dump(mode="json"))
+
+
+def utility_files(experiment):
+    """Accuracy beside leakage, where an experiment asks for it."""
+    if training_id(PLAN, experiment) is None:
+        return []
+    return [
+        f"{RESULTS}/experiments/{experiment}/utility.{suffix}"
+        for suffix in ("csv", "png")
+    ]
+
+
 def results_of(experiment):
     if curve_of(PLAN, experiment) is not None:
         return [
@@ -102,6 +153,7 @@ def results_of(experiment):
             for table in tables_of(experiment)
             for path in table_files(experiment, table)
         ),
+        *utility_files(experiment),
         *(
             picture_file(experiment, fl_model)
             for fl_model in PLAN.experiment(experiment).fl_models
