@@ -162,7 +162,8 @@ def _measured(
     frame = read_metrics(run.metrics)
     _, metadata = read_arrays(run.reconstructions)
     batch_size = int(metadata["batch_size"])
-    names = tuple(name for name in frame if name in METRICS and not frame[name].isna().all())
+    columns = [str(column) for column in frame]
+    names = tuple(name for name in columns if name in METRICS and not frame[name].isna().all())
     n = len(frame)
     guesses = np.broadcast_to(guess, (n // batch_size, batch_size, *guess.shape))
     floor = measure(victims, {"reconstruction": guesses}, metadata, metrics=names, text=text)

@@ -51,6 +51,14 @@ def expand_audit(values: Mapping[str, Any]) -> dict[str, Any]:
         )
     if "lti-map" in attacks and "lti" not in attacks:
         raise LTIError("audit.attacks: got 'lti-map' without 'lti', which it refines. Add it.")
+    defenses = dict(spec.defenses)
+    if not any(settings.get("use") == "none" for settings in defenses.values()):
+        if "none" in defenses:
+            raise LTIError(
+                "audit.defenses.none: got other settings; expected `{use: none}`, which all others "
+                "are compared with. Rename it."
+            )
+        defenses = {"none": {"use": "none"}, **defenses}
     settings = _image_attacks(spec) if modality == "image" else _text_attacks(spec)
     config: dict[str, Any] = {key: values[key] for key in MACHINE if key in values}
     experiment: dict[str, Any] = {
@@ -58,7 +66,7 @@ def expand_audit(values: Mapping[str, Any]) -> dict[str, Any]:
         "dataset": DATA,
         "fl_models": [MODEL],
         "batch_sizes": [spec.batch_size],
-        "defenses": [*spec.defenses],
+        "defenses": [*defenses],
         "attacks": attacks,
         "auxiliary": {"size": spec.auxiliary.size, "seed": spec.auxiliary.seed, "mirrored": False},
         "victims": spec.victims.model_dump(),
@@ -69,7 +77,7 @@ def expand_audit(values: Mapping[str, Any]) -> dict[str, Any]:
     config |= {
         "datasets": {DATA: spec.data},
         "fl_models": {MODEL: spec.model},
-        "defenses": spec.defenses,
+        "defenses": defenses,
         "projections": {
             "identity": {"use": "identity"},
             SEEN: spec.projection or _seen(modality),

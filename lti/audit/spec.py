@@ -61,8 +61,8 @@ class AuditSpec(_Section):
     )
     effort: Effort = Field(
         "standard",
-        description="How long attacks train and search: `quick` is to see that all runs, `thorough` "
-        "is for a GPU or a night.",
+        description="How long attacks train and search: `quick` is to see that all runs, "
+        "`thorough` is for a GPU or a night.",
     )
     projection: dict[str, Any] | None = Field(
         None,

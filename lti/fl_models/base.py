@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -233,6 +234,9 @@ def save_fl_model(
         "source": model.source,
         **model.initialise(network),
     }
+    if model.files():  # with other code, the same weights are another model
+        content = (Path(file).read_bytes() for file in model.files())
+        card["files"] = [sha256(part).hexdigest()[:16] for part in content]
     if x is not None:
         from lti.fl_models.client_network import calibrate
 

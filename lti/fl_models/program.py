@@ -96,7 +96,7 @@ def _converted(path: Path, side: int) -> nn.Module:
         name: [key for key, _ in module.named_children()] for name, module in script.named_modules()
     }
     for name, module in program.named_modules():
-        for key in places[name] if name in places else []:
+        for key in places.get(name, []):
             if key in module._modules:
                 module._modules[key] = module._modules.pop(key)
     return program

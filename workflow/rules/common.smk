@@ -1,3 +1,4 @@
+import os
 import shlex
 import signal
 import sys
@@ -7,6 +8,7 @@ from types import SimpleNamespace
 
 import lti
 from lti.attacks import ATTACKS
+from lti.audit.expand import expand_audit
 from lti.config import parse_config
 from lti.data.dataset import DATASETS
 from lti.defenses import DEFENSES
@@ -28,8 +30,17 @@ from snakemake.exceptions import WorkflowError
 if threading.current_thread() is threading.main_thread():
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)
 
+# A user's own modules: in the working folder, or beside the configuration's file.
+for folder in (".", *(str(Path(file).parent) for file in workflow.configfiles)):
+    folder = str(Path(folder).resolve())
+    if folder not in sys.path:
+        sys.path.append(folder)
+        os.environ["PYTHONPATH"] = os.pathsep.join(
+            filter(None, (os.environ.get("PYTHONPATH"), folder))
+        )
+
 try:
-    PLAN = Plan(parse_config(config))
+    PLAN = Plan(parse_config(expand_audit(config) if "audit" in config else config))
     check_available(PLAN.config.metrics.require, f"{PLAN.config.results}/backbones")
 except LTIError as error:
     raise WorkflowError(f"The configuration cannot be used:\n{error}") from None

@@ -132,6 +132,8 @@ rule draw_fl_model:
         card=lambda wildcards: fill(
             PART, ".json", dataset=wildcards.dataset, part="auxiliary"
         ),
+        samples=calibration_samples,
+        files=lambda wildcards: PLAN.fl_models[wildcards.fl_model].files(),
         code=lambda wildcards: source_files(
             "fl_model", entry(FL_MODELS, "fl_models", wildcards.fl_model)
         ),
@@ -144,8 +146,9 @@ rule draw_fl_model:
         "../../envs/lti.yaml"
     params:
         fl_model=lambda wildcards: PLAN.settings("fl_models", wildcards.fl_model),
+        samples=lambda wildcards, input: [f"--samples {path}" for path in input.samples],
     shell:
-        "lti draw-fl-model --fl-model {params.fl_model:q} --dataset-card {input.card}"
+        "lti draw-fl-model --fl-model {params.fl_model:q} --dataset-card {input.card} {params.samples}"
         " --output {output.weights} --card {output.card} --log {log}"
 
 

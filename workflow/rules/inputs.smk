@@ -62,6 +62,13 @@ def tokenizer_of_included(wildcards):
     return []
 
 
+def calibration_samples(wildcards):
+    """The samples that an FL model's statistics are made from; nothing where it has none."""
+    if not PLAN.fl_models[wildcards.fl_model].calibration_samples:
+        return []
+    return [fill(PART, ".safetensors", dataset=wildcards.dataset, part="auxiliary")]
+
+
 def fl_model_for(suffix, dataset_of):
     """The FL model drawn for the data set behind a wildcard."""
     return lambda wildcards: fill(

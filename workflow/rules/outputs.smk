@@ -87,13 +87,17 @@ def curve_files(experiment):
 
 
 def trained(experiment):
-    """The pairs of FL model and defense that an experiment trains."""
+    """The pairs of FL model and defense that an experiment trains; none without `utility`."""
     chosen = PLAN.experiment(experiment)
-    return [
-        {"fl_model": fl_model, "defense": defense}
-        for fl_model in chosen.fl_models
-        for defense in chosen.defenses
-    ]
+    return (
+        []
+        if chosen.utility is None
+        else [
+            {"fl_model": fl_model, "defense": defense}
+            for fl_model in chosen.fl_models
+            for defense in chosen.defenses
+        ]
+    )
 
 
 def trainings_of(suffix):
@@ -137,6 +141,39 @@ def utility_files(experiment):
     ]
 
 
+def auxiliary_of_experiment(suffix):
+    return lambda wildcards: fill(
+        AUXILIARY, suffix, auxiliary=PLAN.auxiliary_of(wildcards.experiment)[0]
+    )
+
+
+def audited_runs(wildcards, input):
+    pairs = zip(input.metrics, input.reconstructions, strict=True)
+    return canonical_json(
+        [
+            {"metrics": str(metrics), "reconstructions": str(reconstructions)}
+            for metrics, reconstructions in pairs
+        ]
+    )
+
+
+def audit_settings(wildcards):
+    """Every setting that an experiment's numbers depend on."""
+    return canonical_json(
+        PLAN.config.model_dump(mode="json", exclude={"results", "store"})
+    )
+
+
+def audit_files(experiment):
+    """An experiment's page, where it asks for one."""
+    if PLAN.experiment(experiment).page is None:
+        return []
+    return [
+        f"{RESULTS}/experiments/{experiment}/audit.{suffix}"
+        for suffix in ("html", "json", "csv")
+    ]
+
+
 def results_of(experiment):
     if curve_of(PLAN, experiment) is not None:
         return [
@@ -154,6 +191,7 @@ def results_of(experiment):
             for path in table_files(experiment, table)
         ),
         *utility_files(experiment),
+        *audit_files(experiment),
         *(
             picture_file(experiment, fl_model)
             for fl_model in PLAN.experiment(experiment).fl_models
