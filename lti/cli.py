@@ -6,6 +6,7 @@ import sys
 
 import typer
 
+from lti.audit.command import audit_app
 from lti.errors import LTIError
 from lti.interruption import Interrupted, leave_when_asked
 from lti.stages.attack import run_attack
@@ -63,6 +64,7 @@ for stage in (
     draw_utility,
 ):
     app.command()(stage)
+app.add_typer(audit_app, name="audit")
 
 
 def main() -> None:

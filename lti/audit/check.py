@@ -1,0 +1,254 @@
+"""Looking at all that an audit needs, on one batch, before hours are spent."""
+
+from __future__ import annotations
+
+import math
+import os
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, cast
+
+from lti.audit.expand import DATA, EXPERIMENT, MODEL, SEEN, expand_audit
+from lti.config import parse_config
+from lti.errors import LTIError
+from lti.fl_models import FLTask, attacked
+from lti.gradients.layout import ParameterLayout
+from lti.gradients.per_sample import per_sample_gradient_function
+from lti.plan import Plan
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+    from lti.data.samples import Samples
+    from lti.data.text import TextDataset
+    from lti.fl_models import FLModel
+
+__all__ = ["Line", "check_audit"]
+
+BATCH = 8
+FADED = 1e-12  # squared norm, relative to the largest, of a parameter without a gradient
+
+
+@dataclass(frozen=True)
+class Line:
+    """One thing that was looked at."""
+
+    mark: Literal["ok", "WARNING", "ERROR"]
+    what: str
+    text: str
+
+
+def check_audit(values: Mapping[str, Any], *, folder: Path) -> Iterator[Line]:
+    """Yield what was found, one thing after another; nothing follows an error that hides it.
+
+    Args:
+        values: the content of an audit's file.
+        folder: of that file, where its modules are.
+    """
+    if str(folder) not in sys.path:
+        sys.path.insert(0, str(folder))
+    try:
+        plan = Plan(parse_config(expand_audit(values)))
+    except LTIError as error:
+        yield Line("ERROR", "file", str(error))
+        return
+    cells = list(plan.cells(EXPERIMENT))
+    yield Line("ok", "file", f"{len(cells)} attacks on {len(plan.defenses)} defenses")
+    try:
+        parts, task = _data(plan)
+        yield from _sizes(plan, parts)
+        model, network = _model(plan, task, parts["auxiliary"])
+        layout = ParameterLayout.of(attacked(model, network))
+        gradient, seconds = _gradients(model, network, parts["auxiliary"], task)
+    except LTIError as error:
+        yield Line("ERROR", "model and data", str(error))
+        return
+    yield from _gradient_lines(gradient, layout)
+    seen = plan.projections[SEEN]
+    if not seen.is_fitted:
+        yield Line("ok", "seen", f"{seen.layout(layout).total:,} of {layout.total:,} coordinates")
+    yield from _defenses(plan, gradient)
+    yield _cost(plan, seconds, layout)
+
+
+def _data(plan: Plan) -> tuple[dict[str, Samples], FLTask]:
+    source = plan.datasets[DATA]
+    if source.modality == "image":
+        parts = {part: source.load(part) for part in ("auxiliary", "victims")}
+        return parts, FLTask(classes=source.num_classes)
+    import tempfile
+
+    text = cast("TextDataset", source)
+    with tempfile.TemporaryDirectory() as folder:
+        tokenizer = Path(folder) / "tokenizer.json"
+        of = cast("TextDataset", plan.datasets[plan.tokenizer_of(DATA) or DATA])
+        of.write_tokenizer(tokenizer)
+        read = {part: text.read(part, tokenizer) for part in ("auxiliary", "victims")}
+    facts = read["auxiliary"][1]
+    keys = ("vocabulary", "length", "padding")
+    task = FLTask(classes=text.num_classes, **{key: facts.get(key) for key in keys})
+    return {part: samples for part, (samples, _) in read.items()}, task
+
+
+def _sizes(plan: Plan, parts: Mapping[str, Samples]) -> Iterator[Line]:
+    experiment = plan.experiment(EXPERIMENT)
+    separate = experiment.auxiliary.shift is not None
+    for what, asked in (
+        ("auxiliary", 0 if separate else experiment.auxiliary.size),
+        ("victims", experiment.victims.size),
+    ):
+        there = len(parts[what])
+        text = f"{there:,} samples, {asked:,} of them asked for" if asked else f"{there:,} samples"
+        if asked > there:
+            yield Line("ERROR", what, f"got {asked:,} asked for; there are {there:,}. Lower size.")
+        else:
+            yield Line("ok", what, text)
+        highest = int(parts[what].label.max()) if there else 0
+        classes = plan.datasets[DATA].num_classes
+        if highest >= classes:
+            yield Line("ERROR", what, f"got the label {highest}; there are {classes} classes.")
+
+
+def _model(plan: Plan, task: FLTask, auxiliary: Samples) -> tuple[FLModel, nn.Module]:
+    import torch
+
+    from lti.data.samples import as_input
+    from lti.fl_models.client_network import calibrate
+
+    model = plan.fl_models[MODEL]
+    network = model.build(task)
+    if model.calibration_samples:
+        value = auxiliary.value[: model.calibration_samples]
+        calibrate(network, as_input(torch.from_numpy(value)))
+    return model, network.requires_grad_(False).eval()
+
+
+def _gradients(
+    model: FLModel, network: nn.Module, samples: Samples, task: FLTask
+) -> tuple[torch.Tensor, float]:
+    """Return gradients of a few samples, ``(b, p)``, and the seconds that one took."""
+    import torch
+
+    from lti.data.samples import as_input
+
+    x = as_input(torch.from_numpy(samples.value[:BATCH]))
+    label = torch.from_numpy(model.labels(samples)[:BATCH])
+    try:
+        with torch.no_grad():
+            output = network(x)
+            loss = model.loss(output, label)
+    except LTIError:
+        raise
+    except Exception as error:
+        raise LTIError(
+            f"the network failed on {tuple(x.shape)} {x.dtype} ({type(error).__name__}: {error}). "
+            f"Correct it, or its `side`."
+        ) from error
+    if not model.label_is_sample and tuple(output.shape) != (len(x), task.classes):
+        raise LTIError(
+            f"the network returned {tuple(output.shape)}; expected logits {(len(x), task.classes)} "
+            f"for {task.classes} classes. Correct its number of classes."
+        )
+    if loss.ndim or not math.isfinite(float(loss)):
+        raise LTIError(
+            f"the loss of {len(x)} samples is {loss.tolist()}; expected one finite number. Correct "
+            f"the loss function or the normalisation."
+        )
+    compute = per_sample_gradient_function(model, network)
+    try:
+        compute(x, label)
+        began = time.perf_counter()
+        gradient = compute(x, label)
+    except LTIError:
+        raise
+    except Exception as error:
+        raise LTIError(
+            f"gradients of single samples cannot be computed ({type(error).__name__}: "
+            f"{str(error).splitlines()[0]}). The network must be made of operations that "
+            f"torch.func can map over samples: no .item(), no branch on values, no change in place "
+            f"of its buffers."
+        ) from error
+    if not bool(gradient.isfinite().all()):
+        raise LTIError("gradients are not finite; expected numbers. Correct the normalisation.")
+    return gradient, (time.perf_counter() - began) / len(x)
+
+
+def _gradient_lines(gradient: torch.Tensor, layout: ParameterLayout) -> Iterator[Line]:
+    norms = {
+        name: float(gradient[:, place].square().sum()) for name, place in layout.slices.items()
+    }
+    largest = max(norms.values())
+    faded = [name for name, norm in norms.items() if norm <= FADED * largest]
+    yield Line(
+        "ok" if largest else "ERROR",
+        "gradient",
+        f"{layout.total:,} coordinates of {len(norms)} parameters, norm "
+        f"{float(gradient.norm(dim=1).median()):.3g}",
+    )
+    if faded and largest:
+        yield Line(
+            "WARNING",
+            "gradient",
+            f"next to nothing reaches {len(faded)} of {len(norms)} parameters ({faded[0]}, ...): "
+            f"there is little to invert. An untrained network with BatchNorm needs `calibrate`, "
+            f"and any network its own initialisation.",
+        )
+
+
+def _defenses(plan: Plan, gradient: torch.Tensor) -> Iterator[Line]:
+    from lti.seeding import torch_generator
+
+    for name, defense in plan.defenses.items():
+        generator = torch_generator(0, "check", name)
+        try:
+            defended = defense.defend(gradient.clone(), generator=generator)
+        except Exception as error:
+            kind = "" if isinstance(error, LTIError) else f"{type(error).__name__}: "
+            yield Line("ERROR", f"defense {name}", f"{kind}{error}")
+            continue
+        if defended.shape != gradient.shape or not bool(defended.isfinite().all()):
+            finite = "finite" if bool(defended.isfinite().all()) else "not finite"
+            yield Line(
+                "ERROR",
+                f"defense {name}",
+                f"returned {tuple(defended.shape)}, {finite}; expected {tuple(gradient.shape)}, "
+                f"finite.",
+            )
+            continue
+        cosine = float(
+            (defended * gradient).sum(1).div(defended.norm(dim=1) * gradient.norm(dim=1)).median()
+        )
+        kept = float((defended != 0).float().mean())
+        text = f"{kept:.1%} of the entries are not zero, cosine with the gradient {cosine:.3f}"
+        yield Line("ok" if kept else "WARNING", f"defense {name}", text)
+
+
+def _cost(plan: Plan, seconds: float, layout: ParameterLayout) -> Line:
+    experiment = plan.experiment(EXPERIMENT)
+    stores = {
+        plan.stored_defense(name, experiment.batch_sizes[0]) for name in experiment.defenses
+    }
+    rows = experiment.auxiliary.size
+    hours = seconds * rows * len(stores) / 3600
+    size = 2 * rows * min(layout.total, _coordinates(plan, layout)) * len(stores) / 2**30
+    return Line(
+        "ok",
+        "cost",
+        f"{rows:,} gradients for each of {len(stores)} stores: {_duration(3600 * hours)} on "
+        f"{os.cpu_count()} cores as measured here, {size:.1f} GiB of disk; attacks come on top",
+    )
+
+
+def _coordinates(plan: Plan, layout: ParameterLayout) -> int:
+    seen = plan.projections[SEEN]
+    return layout.total if seen.is_fitted else seen.layout(layout).total
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} minutes" if seconds < 5400 else f"{seconds / 3600:.1f} hours"
