@@ -6,7 +6,7 @@ import sys
 
 import typer
 
-from lti.audit.command import audit_app
+from lti.auditing.command import audit_app
 from lti.errors import LTIError
 from lti.interruption import Interrupted, leave_when_asked
 from lti.stages.attack import run_attack

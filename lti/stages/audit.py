@@ -40,10 +40,10 @@ def write_audit(
     log: Log = None,
 ) -> None:
     """Say what an experiment's attacks recover under each defense, with examples."""
-    from lti.audit.assemble import Page, Run, assemble
-    from lti.audit.facts import facts_of
-    from lti.audit.result_json import write_result
-    from lti.audit.utility import utility_of
+    from lti.auditing.assemble import Page, Run, assemble
+    from lti.auditing.facts import facts_of
+    from lti.auditing.result_json import write_result
+    from lti.auditing.utility import utility_of
     from lti.data.selection import read_selection
     from lti.files import atomic_path, read_arrays, read_json
     from lti.metrics.tokens import read_text

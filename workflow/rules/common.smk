@@ -8,7 +8,7 @@ from types import SimpleNamespace
 
 import lti
 from lti.attacks import ATTACKS
-from lti.audit.expand import expand_audit
+from lti.auditing.expand import expand_audit
 from lti.config import parse_config
 from lti.data.dataset import DATASETS
 from lti.defenses import DEFENSES

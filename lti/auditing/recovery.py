@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any
 
-from lti.audit.result import Estimate
+from lti.auditing.result import Estimate
 from lti.data.samples import to_float
 from lti.errors import LTIError
 from lti.metrics.summary import CONFIDENCE, RESAMPLES

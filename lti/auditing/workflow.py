@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import lti
-from lti.audit.expand import EXPERIMENT
+from lti.auditing.expand import EXPERIMENT
 from lti.errors import LTIError
 
 __all__ = ["find_workflow", "read_audit", "results_folder", "run_workflow"]

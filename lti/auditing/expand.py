@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from lti.audit.spec import parse_audit
+from lti.auditing.spec import parse_audit
 from lti.data.dataset import DATASETS
 from lti.errors import LTIError
 
 if TYPE_CHECKING:
-    from lti.audit.spec import AuditSpec
+    from lti.auditing.spec import AuditSpec
     from lti.data.samples import Modality
 
 __all__ = ["ATTACKS_OF", "EXPERIMENT", "expand_audit"]

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from lti.metrics.base import METRICS
 
 if TYPE_CHECKING:
-    from lti.audit.result import AttackFinding, Estimate, Level
+    from lti.auditing.result import AttackFinding, Estimate, Level
     from lti.data.samples import Modality
 
 __all__ = ["EXPOSED", "LEVELS", "PARTLY", "best_attack", "level_of", "sentence"]

@@ -22,7 +22,7 @@ __all__ = [
 ]
 
 Level = Literal["exposed", "partly exposed", "not recovered"]
-"""How much comes back: see :mod:`lti.audit.verdict`."""
+"""How much comes back: see :mod:`lti.auditing.verdict`."""
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from lti.audit.result import Estimate, Utility
+from lti.auditing.result import Estimate, Utility
 from lti.defenses import DEFENSES
 from lti.files import read_json
 from lti.metrics.utility import read_training

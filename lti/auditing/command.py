@@ -54,8 +54,8 @@ def init(
 @audit_app.command()
 def check(path: File) -> None:
     """Look at all that an audit needs on one batch, in seconds, before hours are spent."""
-    from lti.audit.check import check_audit
-    from lti.audit.workflow import read_audit
+    from lti.auditing.check import check_audit
+    from lti.auditing.workflow import read_audit
 
     failed = 0
     for line in check_audit(read_audit(path), folder=path.resolve().parent):
@@ -77,8 +77,8 @@ def run(
     dry: Annotated[bool, typer.Option("--dry-run", help="Only say what would be done.")] = False,
 ) -> None:
     """Run an audit, or go on with it, and say where the report is."""
-    from lti.audit.result_json import read_result
-    from lti.audit.workflow import read_audit, results_folder, run_workflow
+    from lti.auditing.result_json import read_result
+    from lti.auditing.workflow import read_audit, results_folder, run_workflow
 
     values = read_audit(path)
     options = [

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
 
-from lti.audit.expand import DATA, EXPERIMENT, MODEL, SEEN, expand_audit
+from lti.auditing.expand import DATA, EXPERIMENT, MODEL, SEEN, expand_audit
 from lti.config import parse_config
 from lti.errors import LTIError
 from lti.fl_models import FLTask, attacked

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import lti
-from lti.audit.examples import examples_of
-from lti.audit.recovery import (
+from lti.auditing.examples import examples_of
+from lti.auditing.recovery import (
     ERRORS,
     constant_guess,
     error_of,
@@ -19,8 +19,8 @@ from lti.audit.recovery import (
     recovered_each,
     worst,
 )
-from lti.audit.result import AttackFinding, AuditResult, DefenseFinding, Estimate, Utility
-from lti.audit.verdict import best_attack, level_of, sentence
+from lti.auditing.result import AttackFinding, AuditResult, DefenseFinding, Estimate, Utility
+from lti.auditing.verdict import best_attack, level_of, sentence
 from lti.defenses import DEFENSES
 from lti.errors import LTIError
 from lti.files import read_arrays

@@ -6,7 +6,7 @@ import io
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from lti.audit.result import Example
+from lti.auditing.result import Example
 from lti.report.pieces import pieces, visible
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ from dataclasses import asdict, is_dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lti.audit.result import (
+from lti.auditing.result import (
     AttackFinding,
     AuditResult,
     DefenseFinding,
