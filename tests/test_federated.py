@@ -130,16 +130,14 @@ def test_a_round_steps_along_the_mean_of_what_clients_send(use, at, tmp_path):
 
 
 @pytest.mark.parametrize("at", ["sample", "batch"])
-@pytest.mark.parametrize(
-    "defense", [{"use": "none"}, {"use": "sign"}, {"use": "prune"}, {"use": "gauss", "sigma": 0.3}]
-)
+@pytest.mark.parametrize("defense", list(DEFENSES))
 def test_clients_send_what_an_attacker_observes(defense, at, tmp_path):
     samples = shades(12)
     facts = {"dataset": "t", "part": "victims", "seed": 0, "size": 12, "class_names": ["a", "b"]}
     write_selection(tmp_path / "v.safetensors", samples, metadata=facts)
     model = FL_MODELS.parse({"use": "lenet"})
     save_fl_model(tmp_path / "m.safetensors", tmp_path / "m.json", model, FLTask(2))
-    settings = DEFENSES.parse({**defense, "defense_at": at})
+    settings = DEFENSES.parse({"use": defense, "defense_at": at})
     observe(
         victims=tmp_path / "v.safetensors",
         fl_model=tmp_path / "m.safetensors",
