@@ -35,7 +35,7 @@ class FederatedTraining(BaseModel):
         "adam", description="The server's, on the mean of what it is sent."
     )
     momentum: float = Field(0.9, ge=0, lt=1, description="Of `sgd`.")
-    learning_rates: list[Annotated[float, Field(gt=0)]] = Field(
+    learning_rates: list[Annotated[float, Field(gt=0, le=1000)]] = Field(
         LEARNING_RATES,
         min_length=1,
         description=(

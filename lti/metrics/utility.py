@@ -70,6 +70,8 @@ def pareto_frontier(
     Returns:
         bool ``(n,)``.
     """
+    import numpy as np
+
     # (other, point)
     no_worse = (accuracy[:, None] >= accuracy) & (leakage[:, None] <= leakage)
     better = (accuracy[:, None] > accuracy) | (leakage[:, None] < leakage)
