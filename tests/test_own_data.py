@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import re
 import struct
 import zlib
 from pathlib import Path
@@ -15,6 +16,7 @@ import pyarrow as pa
 import pyarrow.csv as csv
 import pyarrow.parquet as pq
 import pytest
+import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
@@ -30,9 +32,9 @@ from lti.data.division import split
 from lti.data.pixels import read_pixels
 from lti.data.text import token_stream, windows
 from lti.errors import LTIError
-from lti.files import read_json
+from lti.files import canonical_json, read_json
 from lti.plan import Plan
-from lti.stages.data import prepare_dataset
+from lti.stages.data import prepare_dataset, prepare_tokenizer
 
 MIRROR = Path(os.environ.get("LTI_DATA_MIRROR") or "/nonexistent")
 needs_mirror = pytest.mark.skipif(
@@ -428,10 +430,10 @@ GOOD = [png(noise(k)) for k in range(4)]
 @pytest.mark.parametrize(
     ("columns", "settings", "message"),
     [
-        ({"image": [1, 2], "label": [0, 0]}, {}, r"row 0 \(int, expected the bytes of an image"),
-        ({"image": [None] * 2, "label": [0, 0]}, {}, r"row 0 \(NoneType, expected the bytes"),
-        ({"image": [{"path": "/etc/passwd"}] * 2, "label": [0, 0]}, {}, r"row 0 \(NoneType, exp"),
-        ({"image": ["/etc/passwd"] * 2, "label": [0, 0]}, {}, r"row 0 \(str, expected the bytes"),
+        ({"image": [1, 2], "label": [0, 0]}, {}, r"row 1 \(int, expected the bytes of an image"),
+        ({"image": [None] * 2, "label": [0, 0]}, {}, r"row 1 \(NoneType, expected the bytes"),
+        ({"image": [{"path": "/etc/passwd"}] * 2, "label": [0, 0]}, {}, r"row 1 \(NoneType, exp"),
+        ({"image": ["/etc/passwd"] * 2, "label": [0, 0]}, {}, r"row 1 \(str, expected the bytes"),
         ({"image": GOOD, "label": [0.0, 0.0, 1.0, 1.0]}, {}, r"labels of type float; expected"),
         ({"image": GOOD, "label": [0, None, 0, 1]}, {}, r"labels of type NoneType, int; expected"),
         ({"image": GOOD, "label": [True] * 4}, {}, r"labels of type bool; expected"),
@@ -777,30 +779,67 @@ def test_a_card_states_the_classes(tmp_path, monkeypatch):
         assert len(read_selection(output).samples) == count
 
 
+def test_a_text_keeps_its_card_when_only_times_change(bert_like):
+    write_table(bert_like / "a.parquet", text=made_sentences(8), label=[0] * 8)
+    settings = text_table(bert_like).canonical()
+    tokenizer = bert_like / "own.json"
+    prepare_tokenizer(dataset=canonical_json(settings), output=tokenizer)
+    cards = []
+    for time in (1, 2):
+        os.utime(bert_like / "a.parquet", ns=(time, time))
+        output, card = bert_like / "part", bert_like / "card.json"
+        prepare_dataset(
+            dataset=canonical_json(settings),
+            part="victims",
+            tokenizer=tokenizer,
+            output=output,
+            card=card,
+        )
+        cards.append(read_json(card))
+    assert cards[0] == cards[1]
+    assert cards[0]["class_names"] == ["0"] and cards[0]["text"]["padding"] == PAD
+    assert cards[0]["text"]["corpus"] == str(bert_like / "a.parquet")
+
+
+def test_the_examples_of_the_page_are_configurations():
+    page = (Path(__file__).resolve().parents[1] / "docs/your-data.md").read_text()
+    examples = [
+        yaml.safe_load(text) for text in re.findall(r"^```yaml\n(.*?)^```", page, re.M | re.S)
+    ]
+    used = set()
+    for example in examples:
+        config = {**CONFIG, "datasets": {**CONFIG["datasets"], **example["datasets"]}}
+        if any(one.get("tokenizer") for one in example["datasets"].values()):
+            config["datasets"]["cola"] = {"use": "cola"}
+        parsed = parse_config(config)
+        used |= {settings["use"] for settings in parsed.datasets.values()}
+    assert {"image-folder", "image-table", "text-table", "image-hub", "text-hub"} <= used
+
+
 def test_the_workflow_runs_on_a_folder_and_notices_a_change(tmp_path):
     checkout = Checkout.fresh(tmp_path / "checkout")
     image_folder(checkout.folder / "mine", each=20)
-    tiny = CONFIG["experiments"]["tiny"]
     checkout.configure(
         {
             "datasets": {"mine": {"use": "image-folder", "folder": "mine"}},
             "experiments": {
                 "tiny": {
-                    **tiny,
+                    **CONFIG["experiments"]["tiny"],
                     "dataset": "mine",
                     "defenses": ["sign"],
+                    "attacks": ["lti"],
                     "auxiliary": {"size": 48},
                 }
             },
         }
     )
     checkout.run("tiny")
-    card = read_json(checkout.results / "fl_models/mine/lenet.json")
-    assert card["task"]["classes"] == 3 if "task" in card else True
-    assert checkout.planned("tiny") == []
-    save(checkout.folder / "mine/ant/020.png", noise(99))
-    planned = checkout.planned("tiny")
-    assert "prepare_dataset auxiliary" in planned and "prepare_dataset victims" in planned
+    assert (checkout.results / "experiments/tiny/summary.md").exists()
+    assert read_json(checkout.results / "fl_models/mine/lenet.json")["task"]["classes"] == 3
     (checkout.folder / "mine/ant/020.png").write_text("no image")
-    output = checkout.run("tiny", fails=True)
+    part = "results/data/mine/auxiliary.safetensors"
+    output = checkout.run(part, fails=True)
     assert "ant/020.png (cannot identify image file" in output
+    (checkout.folder / "mine").rename(checkout.folder / "moved")
+    output = checkout.run(part, fails=True)
+    assert "mine: cannot be read (No such file or directory)" in output

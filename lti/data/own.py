@@ -111,11 +111,8 @@ class OwnData(Dataset):
         An auxiliary sample is left out if it is a victim, and victims have the auxiliary
         source's classes, so that both parts depend on both sources.
         """
-        sources = dict.fromkeys(
-            f"{rows.where} {rows.content()}".strip()
-            for rows in (self.rows_of("auxiliary"), self.rows_of("victims"))
-        )
-        return ", ".join(sources)
+        sources = (self.rows_of("auxiliary"), self.rows_of("victims"))
+        return ", ".join(dict.fromkeys(f"{rows.where} {rows.content()}" for rows in sources))
 
     def shared(self, other: Dataset) -> str:
         """Return a place that both are read from."""
@@ -213,6 +210,14 @@ class OwnText(OwnData, TextDataset):
         path = self.tokenizer_file
         told = "" if path is None else f", {path} {files_digest([(path.name, path)])}"
         return super().corpus(part) + told
+
+    def read(self, part: Part, tokenizer_file: Path) -> tuple[Samples, dict[str, Any]]:
+        """Return the samples of a part and facts; ``corpus`` is where they are from.
+
+        It has no times of files: samples that stay the same keep their card.
+        """
+        samples, facts = super().read(part, tokenizer_file)
+        return samples, {**facts, "corpus": self.rows_of(part).where}
 
     def _sentences(self, part: Part, tokenizer: Tokenizer) -> tuple[Samples, tuple[str, ...], str]:
         source, rows, label, names = self.chosen(part)

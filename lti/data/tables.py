@@ -113,7 +113,7 @@ class HubSplits(Labelled):
     """Base of data sets on the Hugging Face hub."""
 
     repository: str = Field(
-        pattern=r"^[^\0]*[^\0/]/[^\0/]+$",
+        pattern=r"/[^/]+$",
         description="A data set of the hub, such as `uoft-cs/cifar100`, or a local folder with "
         "the same files.",
     )
