@@ -197,6 +197,14 @@ def test_the_first_ten_damaged_files_are_named(tmp_path):
     assert named == list(range(10)) and "there may be more" in str(refused.value)
 
 
+def test_a_pipe_is_not_waited_for(tmp_path):
+    folder = image_folder(tmp_path / "mine")
+    os.mkfifo(folder / "cat/pipe.png")
+    data = DATASETS.parse({"use": "image-folder", "folder": str(folder)})
+    with pytest.raises(LTIError, match=r"cat/pipe\.png \(not a file that can be read\)"):
+        parts(data)
+
+
 # --- image-folder ---
 
 
@@ -779,7 +787,7 @@ def test_a_card_states_the_classes(tmp_path, monkeypatch):
         assert len(read_selection(output).samples) == count
 
 
-def test_a_text_keeps_its_card_when_only_times_change(bert_like):
+def test_the_card_of_a_text_does_not_depend_on_times(bert_like):
     write_table(bert_like / "a.parquet", text=made_sentences(8), label=[0] * 8)
     settings = text_table(bert_like).canonical()
     tokenizer = bert_like / "own.json"

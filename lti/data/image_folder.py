@@ -60,7 +60,7 @@ class FolderRows(Rows):
         self._folder = folder
 
     @cached_property
-    def _files(self) -> list[tuple[str, Path]]:
+    def _files(self) -> list[tuple[str, str]]:
         """Relative names and paths, sorted by name."""
         try:
             found = [entry.name for entry in os.scandir(self._folder) if entry.is_dir()]
@@ -95,7 +95,7 @@ class FolderRows(Rows):
         refusals = Refusals(self.where)
         for number, row in enumerate(rows):
             name, path = self._files[row]
-            refusals.call(use, number, path, name)
+            refusals.call(use, number, Path(path), name)
         refusals.end()
 
     def content(self) -> str:

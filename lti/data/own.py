@@ -111,8 +111,8 @@ class OwnData(Dataset):
         An auxiliary sample is left out if it is a victim, and victims have the auxiliary
         source's classes, so that both parts depend on both sources.
         """
-        sources = (self.rows_of("auxiliary"), self.rows_of("victims"))
-        return ", ".join(dict.fromkeys(f"{rows.where} {rows.content()}" for rows in sources))
+        sources = (self.own_rows("auxiliary"), self.own_rows("victims"))
+        return ", ".join(f"{rows.where} {rows.content()}" for rows in sources if rows is not None)
 
     def shared(self, other: Dataset) -> str:
         """Return a place that both are read from."""
@@ -214,7 +214,7 @@ class OwnText(OwnData, TextDataset):
     def read(self, part: Part, tokenizer_file: Path) -> tuple[Samples, dict[str, Any]]:
         """Return the samples of a part and facts; ``corpus`` is where they are from.
 
-        It has no times of files: samples that stay the same keep their card.
+        It has no times of files: equal samples have equal cards.
         """
         samples, facts = super().read(part, tokenizer_file)
         return samples, {**facts, "corpus": self.rows_of(part).where}

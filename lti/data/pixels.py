@@ -43,6 +43,8 @@ def read_pixels(file: Path | bytes) -> np.ndarray:
     """
     from PIL import Image, ImageOps
 
+    if isinstance(file, Path) and not file.is_file():
+        raise ValueError("not a file that can be read")  # a pipe would be waited for
     try:
         with Image.open(
             io.BytesIO(file) if isinstance(file, bytes) else file, "r", FORMATS
