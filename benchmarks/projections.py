@@ -39,7 +39,7 @@ def main() -> None:
     count = options.samples + OTHERS
     samples = select(dataset.load("auxiliary"), size=count, seed=0, what="auxiliary")
     model = FL_MODELS.parse({"use": options.fl_model})
-    network = model.build(FLTask(classes=dataset.num_classes)).eval()
+    network = model.build(FLTask(classes=len(dataset.read_class_names()))).eval()
     layout = ParameterLayout.of(attacked(model, network))
     gradients = per_sample_gradient_function(model, network)
     value, label = as_input(torch.from_numpy(samples.value)), torch.from_numpy(samples.label)

@@ -118,11 +118,12 @@ def used_shift_problems(config: Config, where: str, experiment: Experiment) -> I
                 f"{where}.auxiliary.shift: got {auxiliary.shift!r} with {one} and {two}, which "
                 f"both hold {shared}; allowed: data sets that share nothing"
             )
-    for label in shift.classes or ():
-        if not 0 <= label < dataset.num_classes:
+    classes = len(dataset.class_names)
+    for label in (shift.classes or ()) if classes else ():  # else the data say how many
+        if not 0 <= label < classes:
             yield (
                 f"{where}.auxiliary.shift: got {auxiliary.shift!r} with class {label}; allowed: "
-                f"the labels of {experiment.dataset}, 0 to {dataset.num_classes - 1}"
+                f"the labels of {experiment.dataset}, 0 to {classes - 1}"
             )
 
 

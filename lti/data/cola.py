@@ -18,16 +18,8 @@ from pydantic import Field
 from lti.data.dataset import DATASETS, Part, check_part
 from lti.data.hub import MIRROR_VARIABLE, Home, from_environment, read_hub, read_mirror
 from lti.data.samples import Samples
-from lti.data.text import (
-    TextDataset,
-    as_samples,
-    text_length,
-    token_stream,
-    unlabelled,
-    windows,
-)
-from lti.data.tokenizer import pretrained_tokenizer
-from lti.errors import LTIError
+from lti.data.text import TextDataset, sentence_windows, sentences
+from lti.data.tokenizer import pad_and_cut, pretrained_tokenizer
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -90,10 +82,7 @@ class Cola(TextDataset):
     def own_tokenizer(self) -> Tokenizer:
         """Return that of bert-base-uncased, which pads and cuts to ``length``."""
         tokenizer = pretrained_tokenizer(TOKENIZER, mirror=self._mirror(), vocabulary=VOCABULARY)
-        tokenizer.enable_truncation(self.length)
-        padding = tokenizer.token_to_id(PADDING)
-        tokenizer.enable_padding(length=self.length, pad_id=padding, pad_token=PADDING)
-        return tokenizer
+        return pad_and_cut(tokenizer, length=self.length, padding=PADDING)
 
     def load(self, part: Part, tokenizer: Tokenizer | None = None) -> Samples:
         """Return the sentences of a split, in its order.
@@ -110,23 +99,11 @@ class Cola(TextDataset):
             rows = [read_hub(HOME, split, _decode)]
         else:
             rows = read_mirror(mirror, HOME, split, _decode)
-        texts = [text for sentences, _ in rows for text in sentences]
+        texts = [text for some, _ in rows for text in some]
         if self.tokenizer is not None and tokenizer.padding is None:
-            length = text_length(tokenizer, length=self.length)
-            tokens = token_stream(tokenizer, [f" {text}" for text in texts])
-            value = as_samples(windows(tokens, length=length, stride=length), tokenizer)
-            return unlabelled(value, np.arange(len(value)))
-        encodings = tokenizer.encode_batch(texts)
-        lengths = {len(encoding.ids) for encoding in encodings}
-        if lengths != {self.length}:
-            raise LTIError(
-                f"cola: the tokenizer gives sentences of {min(lengths)} to {max(lengths)} tokens; "
-                f"expected {self.length} of each. Give the file of `lti prepare-tokenizer` with "
-                f"the same settings."
-            )
-        value = np.array([encoding.ids for encoding in encodings], dtype=np.int32)
+            return sentence_windows(texts, tokenizer, length=self.length)
         label = np.array([label for _, labels in rows for label in labels], dtype=np.int64)
-        return Samples(value, label, np.arange(len(label)))
+        return sentences(texts, label, tokenizer, length=self.length, where=self.name)
 
     def corpus(self, part: Part) -> str:
         """Return the split."""
@@ -138,12 +115,12 @@ class Cola(TextDataset):
 
 def _decode(batches: Iterator[pa.Table], count: int) -> tuple[list[str], list[int]]:
     """Return the ``count`` sentences and labels of rows ``sentence``, ``label``."""
-    sentences: list[str] = []
+    texts: list[str] = []
     labels: list[int] = []
     for batch in batches:
-        sentences += batch.column("sentence").to_pylist()
+        texts += batch.column("sentence").to_pylist()
         labels += batch.column("label").to_pylist()
-    for row, (sentence, label) in enumerate(zip(sentences, labels, strict=True)):
+    for row, (sentence, label) in enumerate(zip(texts, labels, strict=True)):
         if not isinstance(sentence, str) or label not in (0, 1):
             raise ValueError(f"row {row} is {sentence!r} with label {label!r}")
-    return sentences, labels
+    return texts, labels

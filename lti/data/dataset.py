@@ -22,12 +22,15 @@ class Dataset(Settings):
     """What the samples are."""
 
     class_names: ClassVar[tuple[str, ...]] = ()
-    """One name per label, in the order of the labels."""
+    """One name per label, in the order of the labels; empty where the data alone say them."""
 
-    @property
-    def num_classes(self) -> int:
-        """Number of classes: labels are 0 to ``num_classes - 1``."""
-        return len(self.class_names)
+    def read_class_names(self) -> tuple[str, ...]:
+        """Return one name per label, in the order of the labels, from the data if need be.
+
+        Raises:
+            LTIError: the data cannot be found or are damaged.
+        """
+        return self.class_names
 
     def corpus(self, part: Part) -> str:
         """Return in a few words what a part is read from, where settings do not say it all.
@@ -58,8 +61,13 @@ DATASETS: Registry[Dataset] = Registry(
         "cifar10": "lti.data.cifar10",
         "cola": "lti.data.cola",
         "dct-gaussian": "lti.data.dct_gaussian",
+        "image-folder": "lti.data.image_folder",
+        "image-hub": "lti.data.image_hub",
+        "image-table": "lti.data.image_table",
         "photos": "lti.data.photos",
         "python-docs": "lti.data.python_docs",
+        "text-hub": "lti.data.text_hub",
+        "text-table": "lti.data.text_table",
         "wikitext": "lti.data.wikitext",
         "word-histogram": "lti.data.word_histogram",
     },

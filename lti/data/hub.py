@@ -39,7 +39,8 @@ class Home:
         repository: on the hub.
         config: of that repository; None where there is only one.
         folder: below a mirror.
-        rows: of each split that is read; another number is refused.
+        rows: of each split that is read; another number is refused. Of one that is not
+            named, any number is read from the hub.
         ways: beside a network, ways to have the data, for the message that it cannot be had.
         embedded: a data set that needs none of them.
     """
@@ -132,8 +133,10 @@ def read_hub(home: Home, split: str, decode: Decode[T]) -> T:
         try:
             rows = load_dataset(home.repository, home.config, split=split)
             batches = rows.with_format("arrow").iter(batch_size=1000)
-            count = home.rows[split]
+            count = home.rows.get(split, len(rows))
             return decode(_counted(batches, count, home.repository), count)
+        except LTIError:
+            raise  # of what is in the rows
         except Exception as error:  # whatever the client raises, the ways out are the same
             raise _cannot_be_had(home, home.repository, error, reason) from None
 

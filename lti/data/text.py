@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from abc import abstractmethod
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -19,7 +19,19 @@ from lti.errors import LTIError
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
-__all__ = ["TextDataset", "as_samples", "text_length", "token_stream", "unlabelled", "windows"]
+__all__ = [
+    "TextDataset",
+    "as_samples",
+    "sentence_windows",
+    "sentences",
+    "text_length",
+    "token_stream",
+    "unlabelled",
+    "windows",
+]
+
+ENCODED = 10_000
+"""Sentences whose encodings, a kilobyte each, are in memory at a time."""
 
 
 class TextDataset(Dataset):
@@ -160,6 +172,54 @@ def as_samples(value: np.ndarray, tokenizer: Tokenizer) -> np.ndarray:
     around = (probe.ids[: words[0]], [probe.ids[i] for i in whole if i > words[-1]])
     before, behind = (np.tile(np.array(ids, dtype=value.dtype), (len(value), 1)) for ids in around)
     return np.concatenate([before, value, behind], axis=1)
+
+
+def sentences(
+    texts: Sequence[str], label: np.ndarray, tokenizer: Tokenizer, *, length: int, where: str
+) -> Samples:
+    """Return sentences as samples, each padded or cut by the tokenizer; ``index`` counts them.
+
+    Args:
+        texts: n of them.
+        label: int64 (n,).
+        tokenizer: which pads and cuts to ``length``.
+        length: tokens of a sample.
+        where: what the sentences are of, for messages.
+
+    Raises:
+        LTIError: the tokenizer pads or cuts to another length, or not at all.
+    """
+    value = np.empty((len(texts), length), dtype=np.int32)
+    for start in range(0, len(texts), ENCODED):
+        encodings = tokenizer.encode_batch(list(texts[start : start + ENCODED]))
+        lengths = {len(encoding.ids) for encoding in encodings}
+        if lengths != {length}:
+            raise LTIError(
+                f"{where}: the tokenizer gives sentences of {min(lengths)} to {max(lengths)} "
+                f"tokens; expected {length} of each. Give the file of `lti prepare-tokenizer` "
+                f"with the same settings."
+            )
+        value[start : start + ENCODED] = [encoding.ids for encoding in encodings]
+    return Samples(value, label, np.arange(len(label)))
+
+
+def sentence_windows(texts: Sequence[str], tokenizer: Tokenizer, *, length: int) -> Samples:
+    """Return windows of sentences, each from a space on, that follow each other.
+
+    For tokenizers that do not pad. The label is 0, ``index`` the number of the window.
+
+    Args:
+        texts: the sentences.
+        tokenizer: what makes tokens of them.
+        length: tokens of a sample.
+
+    Raises:
+        LTIError: the tokenizer's own tokens leave no place.
+    """
+    size = text_length(tokenizer, length=length)
+    tokens = token_stream(tokenizer, [f" {text}" for text in texts])
+    value = as_samples(windows(tokens, length=size, stride=size), tokenizer)
+    return unlabelled(value, np.arange(len(value)))
 
 
 def unlabelled(value: np.ndarray, index: np.ndarray) -> Samples:

@@ -14,9 +14,18 @@ from lti.files import atomic_path
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
-__all__ = ["pretrained_tokenizer", "read_tokenizer", "text_facts", "write_tokenizer"]
+__all__ = [
+    "FILE",
+    "pad_and_cut",
+    "parse_tokenizer",
+    "pretrained_tokenizer",
+    "read_tokenizer",
+    "text_facts",
+    "write_tokenizer",
+]
 
 FILE = "tokenizer.json"
+"""What a published tokenizer's file is called."""
 
 
 def pretrained_tokenizer(home: Home, *, mirror: Path | None, vocabulary: int) -> Tokenizer:
@@ -31,13 +40,30 @@ def pretrained_tokenizer(home: Home, *, mirror: Path | None, vocabulary: int) ->
         LTIError: it cannot be had, is damaged, or has another vocabulary.
     """
     path = fetch_file(home, FILE) if mirror is None else mirror / home.folder / FILE
-    tokenizer = _parse(path, remedy=f"Copy {FILE} of {home.repository} there again.")
+    tokenizer = parse_tokenizer(path, remedy=f"Copy {FILE} of {home.repository} there again.")
     size = tokenizer.get_vocab_size()
     if size != vocabulary:
         raise LTIError(
             f"{path}: {size} tokens; expected the {vocabulary} of {home.repository}. Copy its "
             f"{FILE} there again."
         )
+    return tokenizer
+
+
+def pad_and_cut(tokenizer: Tokenizer, *, length: int, padding: str | None) -> Tokenizer:
+    """Return the tokenizer, set to pad and cut sentences to ``length`` tokens.
+
+    Args:
+        tokenizer: is changed.
+        length: tokens of a sample, its own ones ([CLS], [SEP], ...) included.
+        padding: the token that fills short sentences; None: it neither pads nor cuts.
+    """
+    tokenizer.no_padding()
+    tokenizer.no_truncation()
+    if padding is not None:
+        tokenizer.enable_truncation(length)
+        number = tokenizer.token_to_id(padding)
+        tokenizer.enable_padding(length=length, pad_id=number, pad_token=padding)
     return tokenizer
 
 
@@ -57,7 +83,7 @@ def read_tokenizer(path: Path | str, facts: Mapping[str, Any] | None = None) -> 
     Raises:
         LTIError: the file is missing or no tokenizer, or not the one of the facts.
     """
-    tokenizer = _parse(path, remedy="Delete it and run the same command again.")
+    tokenizer = parse_tokenizer(path, remedy="Delete it and run the same command again.")
     if facts is not None and _digest(tokenizer) != facts.get("tokenizer"):
         raise LTIError(
             f"{path}: digest {_digest(tokenizer)}; expected {facts.get('tokenizer')}, the "
@@ -96,7 +122,16 @@ def _digest(tokenizer: Tokenizer) -> str:
     return hashlib.sha256(tokenizer.to_str().encode()).hexdigest()[:16]
 
 
-def _parse(path: Path | str, *, remedy: str) -> Tokenizer:
+def parse_tokenizer(path: Path | str, *, remedy: str) -> Tokenizer:
+    """Read a ``tokenizer.json``.
+
+    Args:
+        path: the file.
+        remedy: the last sentence of the message that it is none.
+
+    Raises:
+        LTIError: it is missing or no tokenizer.
+    """
     from tokenizers import Tokenizer
 
     try:

@@ -76,16 +76,17 @@ def prepare_dataset(
         samples = source.load(cast("Part", part))
     else:
         samples, facts["text"] = cast("TextDataset", source).read(cast("Part", part), tokenizer)
+    names = source.read_class_names()
     metadata = {
         "dataset": source.name,
         "part": part,
         "seed": None,
         "size": len(samples),
-        "class_names": list(source.class_names),
+        "class_names": list(names),
         **facts,
     }
     write_part(output, card, samples, metadata)
-    told = facts["text"]["corpus"] if facts else f"{source.num_classes} classes"
+    told = facts["text"]["corpus"] if facts else f"{len(names)} classes"
     progress.say(f"{len(samples):,} samples of {told}")
 
 
