@@ -30,6 +30,10 @@ class Settings(BaseModel):
         """Return the settings as a plain sorted dict that names the entry under ``use``."""
         return dict(sorted({"use": self.name, **self.model_dump(mode="json")}.items()))
 
+    def registered_names(self) -> tuple[str, ...]:
+        """Return the names of the axis's entries whose code runs: its own, and of its parts."""
+        return (self.name,)
+
 
 T = TypeVar("T", bound=Settings)
 

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from lti.gradients.layout import ParameterLayout
     from lti.gradients.per_sample import PartsFunction
 
-__all__ = ["DEFENSES", "Defense", "Matching", "drawn_seeds", "standard_normal"]
+__all__ = ["DEFENSES", "Defense", "Matching", "standard_normal", "standard_uniform"]
 
 Matching = Literal["cosine", "sign", "nonzero-cosine"]
 """See :mod:`lti.attacks.matching`."""
@@ -162,7 +162,7 @@ class Defense(Settings):
         if not self.is_stochastic:
             return gradient
         if not isinstance(seeds, Sequence):
-            seeds = drawn_seeds(seeds, len(gradient))
+            seeds = _drawn_seeds(seeds, len(gradient))
         return self.stochastic(gradient, seeds=seeds)
 
     def randomise(
@@ -232,13 +232,27 @@ class Defense(Settings):
         return self.randomise_mean(defended, generator=generator, averaged=1)
 
 
-def drawn_seeds(generator: torch.Generator, count: int) -> list[int]:
+def _drawn_seeds(generator: torch.Generator, count: int) -> list[int]:
     """Return seeds for ``count`` rows."""
     import torch
 
     most = 2**62
     drawn = torch.randint(most, (count,), generator=generator, device=generator.device)
     return [int(seed) for seed in drawn.tolist()]
+
+
+def standard_uniform(like: torch.Tensor, *, seeds: Sequence[int]) -> torch.Tensor:
+    """Return independent draws from [0, 1) in the shape of ``like``, ``(b, p)``, a seed a row.
+
+    They are drawn on the CPU, so that a row gets the same whatever the device.
+    """
+    import torch
+
+    generator = torch.Generator()
+    drawn = torch.empty(like.shape, dtype=like.dtype)
+    for row, seed in zip(drawn, seeds, strict=True):
+        row.uniform_(generator=generator.manual_seed(seed))
+    return drawn.to(like.device)
 
 
 def standard_normal(
@@ -261,6 +275,10 @@ DEFENSES: Registry[Defense] = Registry(
         "gauss": "lti.defenses.gauss",
         "none": "lti.defenses.none",
         "prune": "lti.defenses.prune",
+        "qsgd": "lti.defenses.qsgd",
+        "random-k": "lti.defenses.random_k",
+        "sequence": "lti.defenses.sequence",
         "sign": "lti.defenses.sign",
+        "uniform": "lti.defenses.uniform",
     },
 )
