@@ -272,6 +272,11 @@ def likelihood_of(defense: Defense, *, batch_size: int, width: torch.Tensor) -> 
         return MeanOfPruned(width, kept, batch_size) if averages else Pruned(width)
     if defense.name in ("clip", "dp-sgd"):
         return _of_clipped(defense, width, samples=batch_size if averages else 1)
+    stated = getattr(defense, "log_likelihood", None)
+    if stated is not None and not averages:  # of one gradient, not of a mean of several
+        from lti.attacks.stated_likelihood import StatedLikelihood
+
+        return StatedLikelihood(defense.name, stated)
     return None
 
 

@@ -267,6 +267,12 @@ def standard_normal(
     return noise
 
 
+def _entry_of(cls: type) -> type[Defense]:
+    from lti.defenses.custom import entry_of
+
+    return entry_of(cls)
+
+
 DEFENSES: Registry[Defense] = Registry(
     "defenses",
     modules={
@@ -281,4 +287,5 @@ DEFENSES: Registry[Defense] = Registry(
         "sign": "lti.defenses.sign",
         "uniform": "lti.defenses.uniform",
     },
+    entry_of=_entry_of,
 )
