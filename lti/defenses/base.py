@@ -278,6 +278,7 @@ DEFENSES: Registry[Defense] = Registry(
     modules={
         "clip": "lti.defenses.clip",
         "dp-sgd": "lti.defenses.dp_sgd",
+        "fedavg": "lti.defenses.fedavg",
         "gauss": "lti.defenses.gauss",
         "none": "lti.defenses.none",
         "prune": "lti.defenses.prune",
@@ -285,6 +286,7 @@ DEFENSES: Registry[Defense] = Registry(
         "random-k": "lti.defenses.random_k",
         "sequence": "lti.defenses.sequence",
         "sign": "lti.defenses.sign",
+        "soteria": "lti.defenses.soteria",
         "uniform": "lti.defenses.uniform",
     },
     entry_of=_entry_of,
