@@ -47,22 +47,22 @@ def torch_generator(
 
 
 def seed_global_generators(seed: int) -> None:
-    """Set Python's, numpy's and torch's global generators, for code that draws from these."""
+    """Set Python's, numpy's and torch's global generators of the CPU, for code that uses these."""
     import torch
 
     random.seed(seed)
     np.random.seed(seed % 2**32)
-    torch.manual_seed(seed)
+    torch.default_generator.manual_seed(seed)
 
 
 @contextmanager
-def restored_global_generators(device: torch.device) -> Iterator[None]:
-    """Leave the global generators, that of ``device`` included, as they were before."""
+def restored_global_generators() -> Iterator[None]:
+    """Leave the global generators of the CPU as they were before."""
     import torch
 
     python, legacy = random.getstate(), np.random.get_state()
     try:
-        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        with torch.random.fork_rng(devices=[]):
             yield
     finally:
         random.setstate(python)

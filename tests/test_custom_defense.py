@@ -348,7 +348,7 @@ def test_a_package_and_a_users_class_run_through_the_workflow(tmp_path):
     assert len(lines) == 9 and "grey" in lines[1]
     # An edited class runs again, and with it what depends on it alone.
     (checkout.folder / "mine.py").write_text(MINE.replace("< self", "<= self"))
-    plan = checkout.run("--dry-run", "--", *targets, **path)
+    plan = checkout.run("--dry-run", "--quiet", "host", "--", *targets, **path)
     jobs = {line.split()[1][:-1] for line in plan.splitlines() if line.startswith("rule ")}
     assert jobs == {
         "compute_gradients",

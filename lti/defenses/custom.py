@@ -21,7 +21,7 @@ __all__ = ["CustomDefense", "entry_of"]
 
 
 class CustomDefense(Defense):
-    """Calls a class with ``defend(self, gradient)``, one flattened gradient ``(p,)`` at a time.
+    """Calls a class with ``defend(self, gradient)``: one flattened gradient ``(p,)``, on the CPU.
 
     Its settings are the keywords of the class's constructor. Before every call, Python's, numpy's
     and torch's global generators are set from the gradient's seed: what a class draws from them
@@ -68,11 +68,12 @@ class CustomDefense(Defense):
         import torch
 
         rows = []
-        with restored_global_generators(gradient.device):
-            for row, seed in zip(gradient, seeds, strict=True):
+        with restored_global_generators():
+            # On the CPU, where a class draws unless it says otherwise.
+            for row, seed in zip(gradient.cpu(), seeds, strict=True):
                 seed_global_generators(seed)
                 rows.append(self._defended(row.clone()))
-        return torch.stack(rows) if rows else gradient
+        return torch.stack(rows).to(gradient.device)
 
     def _defended(self, gradient: torch.Tensor) -> torch.Tensor:
         import torch
