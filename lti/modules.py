@@ -8,7 +8,7 @@ stage depends on just the entries that it uses, which are added by name.
 from __future__ import annotations
 
 import ast
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
@@ -24,12 +24,13 @@ PACKAGE = "lti"
 ROOT = Path(__file__).parent
 
 
-def source_files(stage: str, *entries: tuple[Registry[Any], str]) -> list[str]:
+def source_files(stage: str, *entries: tuple[Registry[Any], str | Iterable[str]]) -> list[str]:
     """Return the files that a stage runs, sorted.
 
     Args:
         stage: module name below ``lti.stages``.
-        entries: pairs of a registry and the name of an entry that the stage uses.
+        entries: pairs of a registry and the names of entries that the stage uses
+            (:meth:`lti.registry.Settings.registered_names`), or one name.
 
     Returns:
         Paths, relative to the working directory where they lie below it; only this
@@ -38,8 +39,12 @@ def source_files(stage: str, *entries: tuple[Registry[Any], str]) -> list[str]:
     """
     files: set[str] = set()
     pending = [f"{PACKAGE}.stages.{stage}"]
-    for registry, name in entries:
-        pending.append(registry[name].__module__)
+    for registry, names in entries:
+        for name in [names] if isinstance(names, str) else names:
+            entry = registry[name]
+            # Bases too: an entry may be made of a class of another package.
+            lineage = (cls.__module__ for cls in entry.__mro__)
+            pending += [entry.__module__, *(m for m in lineage if m.split(".")[0] == PACKAGE)]
     seen: set[str] = set()
     while pending:
         module = pending.pop()
@@ -57,7 +62,7 @@ def source_files(stage: str, *entries: tuple[Registry[Any], str]) -> list[str]:
     return sorted(files)
 
 
-def source_digest(stage: str, *entries: tuple[Registry[Any], str]) -> str:
+def source_digest(stage: str, *entries: tuple[Registry[Any], str | Iterable[str]]) -> str:
     """Return a digest of :func:`source_files`' contents, for checkpoints of the stage."""
     files = source_files(stage, *entries)
     return digest_json([Path(file).read_text(encoding="utf-8") for file in files])

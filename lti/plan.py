@@ -272,10 +272,12 @@ class Plan:
         """Return an entry's settings as canonical JSON, for the command line of a stage."""
         return canonical_json(getattr(self, section)[identifier].canonical())
 
-    def stored_defense_name(self, stored: str) -> str:
-        """Return the registered name of the defense that a store's rows went through."""
-        name: str = "none" if stored == UNDEFENDED else self.defenses[stored].name
-        return name
+    def stored_defense_names(self, stored: str) -> tuple[str, ...]:
+        """Return the registered names of the defense that a store's rows went through."""
+        if stored == UNDEFENDED:
+            return ("none",)
+        names: tuple[str, ...] = self.defenses[stored].registered_names()
+        return names
 
     def attack_on(self, attack: str, *, fl_model: str, batch_size: int, defense: str) -> Attack:
         """Return an attack with the settings that it uses on a cell."""

@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from pydantic_core import PydanticCustomError
 
 from lti.errors import LTIError
+from lti.user_class import load_class
 
 __all__ = ["Registry", "Settings", "describe_validation_error", "described"]
 
@@ -30,6 +31,10 @@ class Settings(BaseModel):
         """Return the settings as a plain sorted dict that names the entry under ``use``."""
         return dict(sorted({"use": self.name, **self.model_dump(mode="json")}.items()))
 
+    def registered_names(self) -> tuple[str, ...]:
+        """Return the names of the axis's entries whose code runs: its own, and of its parts."""
+        return (self.name,)
+
 
 T = TypeVar("T", bound=Settings)
 
@@ -41,15 +46,24 @@ class Registry(Generic[T]):
     is first looked up: a stage runs, and so depends on, only the entries that it uses.
     Entries of other packages are found through the entry-point group ``lti.<axis>``;
     the entry point's name is the entry's name and its object a :class:`Settings`
-    subclass.
+    subclass. A name ``module:Class`` is that of such a class itself, with no package.
 
     Args:
         axis: what is chosen, in the plural (also the configuration's section).
         modules: the module of each of the project's own entries.
+        entry_of: makes an entry of a user's class that is no :class:`Settings`; None: such
+            classes are refused.
     """
 
-    def __init__(self, axis: str, modules: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self,
+        axis: str,
+        modules: Mapping[str, str] | None = None,
+        *,
+        entry_of: Callable[[type], type[T]] | None = None,
+    ) -> None:
         self.axis = axis
+        self._entry_of = entry_of
         self._modules = dict(modules or {})
         self._entries: dict[str, type[T]] = {}
         self._points: dict[str, EntryPoint] | None = None
@@ -94,6 +108,20 @@ class Registry(Generic[T]):
                 self._points[point.name] = point
         return self._points
 
+    def _add_users(self, name: str) -> None:
+        """Add a class ``module:Class``; as a class of its own, which may have another name too."""
+        cls = load_class(name)
+        if issubclass(cls, Settings):
+            entry: Any = type(cls.__name__, (cls,), {"__module__": cls.__module__})
+        elif self._entry_of is not None:
+            entry = self._entry_of(cls)
+        else:
+            raise LTIError(
+                f"{name} is {cls!r}; expected a subclass of the base of all {self.axis}. Derive "
+                f"it from that."
+            )
+        self.register(name, source=entry.source or name)(entry)
+
     def _names(self) -> list[str]:
         return sorted({*self._modules, *self._entries, *self._entry_points()})
 
@@ -101,8 +129,11 @@ class Registry(Generic[T]):
         """Return an entry's class.
 
         Raises:
-            LTIError: no entry has this name, or another package's is not a Settings class.
+            LTIError: no entry has this name, another package's is not a Settings class, or a
+                user's cannot be imported or used.
         """
+        if name not in self._entries and ":" in name:
+            self._add_users(name)
         if name not in self._entries and name in self._modules:
             import_module(self._modules[name])
         if name not in self._entries and name in self._entry_points():

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -10,7 +13,13 @@ import numpy as np
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["derive_seed", "numpy_generator", "torch_generator"]
+__all__ = [
+    "derive_seed",
+    "numpy_generator",
+    "restored_global_generators",
+    "seed_global_generators",
+    "torch_generator",
+]
 
 
 def derive_seed(root: int, *names: str | int) -> int:
@@ -35,3 +44,26 @@ def torch_generator(
     import torch
 
     return torch.Generator(device=device).manual_seed(derive_seed(root, *names))
+
+
+def seed_global_generators(seed: int) -> None:
+    """Set Python's, numpy's and torch's global generators of the CPU, for code that uses these."""
+    import torch
+
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.default_generator.manual_seed(seed)
+
+
+@contextmanager
+def restored_global_generators() -> Iterator[None]:
+    """Leave the global generators of the CPU as they were before."""
+    import torch
+
+    python, legacy = random.getstate(), np.random.get_state()
+    try:
+        with torch.random.fork_rng(devices=[]):
+            yield
+    finally:
+        random.setstate(python)
+        np.random.set_state(legacy)

@@ -392,7 +392,10 @@ def test_defenses_that_only_add_noise_share_the_undefended_store(values):
     assert stores == {"none": "undefended", "gauss": "undefended", "sign": "sign"}
     assert json.loads(plan.stored_defense_settings("undefended"))["use"] == "none"
     assert plan.stored_defense_settings("sign") == plan.settings("defenses", "sign")
-    assert [plan.stored_defense_name(name) for name in ("undefended", "sign")] == ["none", "sign"]
+    assert [plan.stored_defense_names(name) for name in ("undefended", "sign")] == [
+        ("none",),
+        ("sign",),
+    ]
 
 
 def test_a_defense_of_the_batchs_mean_reads_the_whole_undefended_gradients(values):

@@ -18,6 +18,7 @@ import yaml
 
 import lti
 from lti.attacks import ATTACKS
+from lti.attacks.likelihood import likelihood_of
 from lti.attacks.lti import LearningToInvert
 from lti.config import RULES, SECTIONS, parse_config
 from lti.data import Samples
@@ -57,7 +58,7 @@ def slug(heading: str) -> str:
 def example(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The page's package, installed as far as Python's import system can tell."""
     page = ROOT / "docs" / "adding-a-defense.md"
-    (code,) = blocks(page, "python")
+    _, code = blocks(page, "python")
     (toml,) = blocks(page, "toml")
     module = tmp_path / "my_defenses.py"
     module.write_text(code)
@@ -81,7 +82,7 @@ def example(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def example_config() -> dict:
-    (text,) = blocks(ROOT / "docs" / "adding-a-defense.md", "yaml")
+    _, text = blocks(ROOT / "docs" / "adding-a-defense.md", "yaml")
     given, values = yaml.safe_load(text), config()
     for section, entries in given.items():
         values[section] = {**values[section], **entries}
@@ -99,7 +100,7 @@ def test_example_defense_is_found_and_configured(example: Path) -> None:
     }
     assert type(defense).source == "Abadi et al. 2016, algorithm 1"
     assert plan.stored_defense("clip-gauss", 1) == "clip-gauss"
-    assert {cell.defense for cell in plan.cells("mine")} == {"none", "clip-gauss"}
+    assert {cell.defense for cell in plan.cells("clipped")} == {"none", "clip-gauss"}
     # Editing the example's module reruns its cells.
     assert str(example) in source_files("gradients", (DEFENSES, "clip-gauss"))
     # A wrong value is refused before anything runs.
@@ -139,7 +140,7 @@ def test_example_defense_acts_on_samples_or_on_the_mean(
 ) -> None:
     values = example_config()
     values["defenses"]["clip-gauss"] |= {"defense_at": at, "noise": 0.0}
-    values["experiments"]["mine"]["batch_sizes"] = [1, 2]
+    values["experiments"]["clipped"]["batch_sizes"] = [1, 2]
     plan = Plan(parse_config(values))
     stored = {"sample": "clip-gauss", "batch": "undefended"}[at]
     assert plan.stored_defense("clip-gauss", 1) == "clip-gauss"
@@ -173,6 +174,41 @@ def test_example_defense_acts_on_samples_or_on_the_mean(
     assert not torch.allclose(clip(each).mean(dim=1), clip(each.mean(dim=1)), atol=1e-4)
     received = GradientStore.open(output, manifest).rows(0, 2)
     torch.testing.assert_close(received, expected, atol=1e-6, rtol=1e-4)
+
+
+def test_example_class_defends_gradients(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As the page says: a module in the working folder, named in the configuration."""
+    page = ROOT / "docs" / "adding-a-defense.md"
+    code, text = blocks(page, "python")[0], blocks(page, "yaml")[0]
+    assert len([line for line in code.splitlines() if line]) <= 15
+    (tmp_path / "my_defense.py").write_text(code)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.setattr(DEFENSES, "_entries", dict(DEFENSES._entries))
+    given, values = yaml.safe_load(text), config()
+    for section, entries in given.items():
+        values[section] = {**values[section], **entries}
+    try:
+        defense = Plan(parse_config(values)).defenses["noisy-subset"]
+        gradient = torch.full((1, 40_000), 5.0)
+        sent = defense.before_projection(gradient, seeds=[3])
+    finally:
+        sys.modules.pop("my_defense", None)
+    share = float((sent != 0).float().mean())
+    assert share == pytest.approx(0.2, abs=5 * 0.4 / 200)
+    assert float(sent[sent != 0].std()) == pytest.approx(0.01, rel=0.05)
+
+
+def test_defenses_page_has_every_defense() -> None:
+    page = (ROOT / "docs" / "defenses.md").read_text()
+    rows = re.findall(r"^\| `([\w-]+)` \| .* \| (\w+) \| [^|]+ \| [^|]+ \|$", page, re.M)
+    own = [name for name in DEFENSES if DEFENSES[name].__module__.startswith("lti.")]
+    assert sorted(name for name, _ in rows) == sorted(own)
+    width = torch.ones(4)
+    for name, states in rows:
+        if name != "sequence":
+            likelihood = likelihood_of(DEFENSES[name](), batch_size=1, width=width)
+            assert (likelihood is not None) == (states == "yes"), name
 
 
 def generator() -> ModuleType:
@@ -242,7 +278,7 @@ def test_commands_of_the_pages_are_understood() -> None:
     """An option that takes several values must not swallow the target."""
     from snakemake.cli import parse_args
 
-    known = {*RULES, *example_config()["experiments"]}
+    known = {*RULES, "mine", *example_config()["experiments"]}
     known |= {*config()["experiments"], *config()["reports"]}
     assert len(commands()) > 15
     for where, options in commands():

@@ -411,6 +411,8 @@ def reconstruct(case: Case, known: Known, folder, progress: Progress = QUIET, **
         ({"use": "none"}, 2, 5.0),
         ({"use": "gauss", "sigma": 0.02}, 1, 3.0),
         ({"use": "gauss", "sigma": 0.02}, 2, 1.0),
+        ({"use": "clip", "norm": 1.0}, 2, 3.0),
+        ({"use": "dp-sgd", "norm": 1.0, "noise_multiplier": 0.001}, 1, 3.0),
         ({"use": "sign"}, 1, 0.3),
         ({"use": "sign"}, 2, 0.3),
         ({"use": "sign", "defense_at": "batch"}, 2, 0.1),

@@ -270,4 +270,22 @@ def likelihood_of(defense: Defense, *, batch_size: int, width: torch.Tensor) -> 
     if defense.name == "prune":
         kept = settings.kept(len(width))
         return MeanOfPruned(width, kept, batch_size) if averages else Pruned(width)
+    if defense.name in ("clip", "dp-sgd"):
+        return _of_clipped(defense, width, samples=batch_size if averages else 1)
+    stated = getattr(defense, "log_likelihood", None)
+    if stated is not None and not averages:  # of one gradient, not of a mean of several
+        from lti.attacks.stated_likelihood import StatedLikelihood
+
+        return StatedLikelihood(defense.name, stated)
     return None
+
+
+def _of_clipped(defense: Any, width: torch.Tensor, *, samples: int) -> Likelihood:
+    """Return the likelihood of a mean of clipped gradients, or of one that was clipped."""
+    from lti.attacks import clipped_likelihood as of
+
+    if defense.name == "clip":
+        exact = of.Clipped if samples > 1 else of.ClippedMean
+        return exact(width, defense.norm)
+    noisy = of.NoisyClipped if samples > 1 else of.NoisyClippedMean
+    return noisy(torch.as_tensor(defense.deviation(samples)).to(width), defense.norm)

@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, TypeAlias
 
 from lti.gradients.per_sample import group_gradient_function
+from lti.gradients.updates import client_update_function
 
 if TYPE_CHECKING:
     import torch
@@ -81,6 +82,8 @@ def matching_objective(
     plain distance of the mean of each dummy sample's tanh(gradient).
     """
     gradients = group_gradient_function(model, network)
+    if defense.of_batch:  # local steps are simulated: Geiping et al. 2020, section 6
+        gradients = client_update_function(defense, model, network)
     if defense.matching == "sign" and batch_size > 1 and defense.defense_at == "sample":
         plain = distances["cosine"]
 

@@ -70,8 +70,8 @@ class NearestNeighbour(Attack):
     sample is given at most once per batch. In a batch with k equal labels these are the k
     nearest samples.
 
-    Closeness is the cosine similarity of the projected gradients, the stored ones with the
-    deterministic part of the defense. For signs, ``a . b = p - 2 h(a, b)`` over p
+    Closeness is the cosine similarity of the projected gradients, the stored ones with all of
+    the defense but noise. For signs, ``a . b = p - 2 h(a, b)`` over p
     coordinates with Hamming distance h, and all rows have norm ``sqrt(p)``: the cosine
     orders them by Hamming distance (hashed signs: by the hash's estimate of it). Gaussian
     noise of one variance adds to ``o . r / |r|`` the same distribution for every stored row
@@ -115,6 +115,7 @@ class NearestNeighbour(Attack):
         import torch
 
         from lti.data.samples import to_float
+        from lti.seeding import derive_seed
 
         data: AuxiliaryGradients = knowledge
         _check(data, observations)
@@ -132,7 +133,9 @@ class NearestNeighbour(Attack):
         for start, stop in _blocks(data.store, data.views, len(data.samples)):
             rows = data.store.rows(start, stop).to(compute.device)
             if waits:
-                rows = projection.project(defense.deterministic(rows), layout=observations.layout)
+                seeds = [derive_seed(seed, "nearest", row) for row in range(start, stop)]
+                rows = defense.before_projection(rows, seeds=seeds)
+                rows = projection.project(rows, layout=observations.layout)
             norm = torch.linalg.vector_norm(rows, dim=1).clamp_min_(1e-30)
             # (samples, views): a view never leaves its sample, so that one sample counts once.
             grid = torch.arange(start, stop).view(-1, data.views)

@@ -60,8 +60,9 @@ class Client:
         """Return what the server gets of gradients ``(n, B, p)``: ``(n, p)``."""
         if not self.defense.averages(self.batch_size):
             return self.defense.defend(gradient.mean(dim=1), generator=generator)
-        defended = self.defense.defend(gradient.flatten(0, 1), generator=generator)
-        return defended.unflatten(0, gradient.shape[:2]).mean(dim=1)
+        defended = self.defense.defend_sample(gradient.flatten(0, 1), generator=generator)
+        mean = defended.unflatten(0, gradient.shape[:2]).mean(dim=1)
+        return self.defense.randomise_mean(mean, generator=generator, averaged=self.batch_size)
 
     def predict(
         self, likelihood: Likelihood, sample: torch.Tensor, label: torch.Tensor

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from pydantic import Field
 
-from lti.defenses.base import DEFENSES, Defense
+from lti.defenses.base import DEFENSES, Defense, standard_normal
 
 if TYPE_CHECKING:
     import torch
@@ -28,11 +28,5 @@ class GaussianPerturbation(Defense):
         counts: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """Return the noisy gradients; a sum of c coordinates gets variance c sigma^2."""
-        import torch
-
-        noise = torch.randn(
-            gradient.shape, generator=generator, dtype=gradient.dtype, device=gradient.device
-        )
-        if counts is not None:
-            noise *= counts.to(noise).sqrt()
+        noise = standard_normal(gradient, generator=generator, counts=counts)
         return gradient.add(noise, alpha=self.sigma)

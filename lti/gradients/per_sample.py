@@ -20,8 +20,10 @@ __all__ = [
     "GradientFunction",
     "PartsFunction",
     "block_rows",
+    "check_evaluation",
     "even_blocks",
     "group_gradient_function",
+    "group_parts_function",
     "per_sample_gradient_function",
     "per_sample_parts_function",
 ]
@@ -90,14 +92,28 @@ def per_sample_parts_function(model: FLModel, network: nn.Module) -> PartsFuncti
     return lambda x, label: parts(x[:, None], label[:, None])
 
 
-def _parts_function(model: FLModel, network: nn.Module) -> tuple[ParameterLayout, PartsFunction]:
-    from torch.func import grad, vmap
+def group_parts_function(model: FLModel, network: nn.Module) -> PartsFunction:
+    """Return :func:`group_gradient_function` without the joining to rows."""
+    return _parts_function(model, network)[1]
 
+
+def check_evaluation(network: nn.Module) -> None:
+    """Refuse a network whose samples may see one another.
+
+    Raises:
+        LTIError: it is in training mode.
+    """
     if network.training:
         raise LTIError(
             "the FL model is in training mode, in which samples may see one another; gradients "
             "of their own need evaluation mode. Call network.eval() first."
         )
+
+
+def _parts_function(model: FLModel, network: nn.Module) -> tuple[ParameterLayout, PartsFunction]:
+    from torch.func import grad, vmap
+
+    check_evaluation(network)
     parameters = {name: value.detach() for name, value in attacked(model, network).items()}
     fixed = {
         name: value.detach() for name, value in network.named_parameters() if name not in parameters

@@ -86,7 +86,7 @@ class AuxiliaryData:
 
         Args:
             rows: ``(m B, k)`` float32 of the store, the samples of a batch one after another.
-            generator: of the random part of the defense.
+            generator: of the defense's draws.
 
         Returns:
             ``(m, k)`` float32.
@@ -98,10 +98,12 @@ class AuxiliaryData:
         mean = rows if self.batch_size == 1 else rows.unflatten(0, (-1, self.batch_size)).mean(1)
         if defense.waits_for_mean(self.batch_size):
             # The store then holds whole undefended gradients.
-            mean = self.projection.project(defense.deterministic(mean), layout=self.layout)
+            mean = defense.before_projection(mean, seeds=generator)
+            mean = self.projection.project(mean, layout=self.layout)
         if defense.defense_at == "batch":
             mean = defense.randomise(mean, generator=generator, counts=counts)
-        return mean
+        averaged = self.batch_size if defense.averages(self.batch_size) else 1
+        return defense.randomise_mean(mean, generator=generator, averaged=averaged, counts=counts)
 
     def labels(self, index: torch.Tensor) -> torch.Tensor:
         """Return the labels of rows of the store, in the shape of ``index``."""

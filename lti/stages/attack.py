@@ -101,7 +101,7 @@ def run_attack(
         source_digest(
             "attack",
             (ATTACKS, method.name),
-            (DEFENSES, observed.defense.name),
+            (DEFENSES, observed.defense.registered_names()),
             (FL_MODELS, model.name),
         ),
         *(hardware(compute), torch.get_num_threads()),

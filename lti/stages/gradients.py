@@ -35,7 +35,7 @@ def compute_gradients(
     gpus: Gpus = 0,
     log: Log = None,
 ) -> None:
-    """Store the auxiliary set's gradients, defended (the deterministic part) and projected.
+    """Store the auxiliary set's gradients, defended (all but noise) and projected.
 
     Sample i has rows ``views * i`` (as it is) and, where ``mirrored``, ``2 * i + 1``. Text has
     no mirror image. With ``part``, only some shards are written, beside other processes; the
@@ -53,15 +53,13 @@ def compute_gradients(
     from lti.files import write_json
     from lti.fl_models import attacked, load_fl_model, network_digest
     from lti.gradients.layout import ParameterLayout
-    from lti.gradients.per_sample import (
-        block_rows,
-        even_blocks,
-        per_sample_parts_function,
-    )
+    from lti.gradients.per_sample import block_rows, even_blocks
     from lti.gradients.store import StoreContent, StoreSettings, write_shards, write_store
+    from lti.gradients.updates import sample_parts_function
     from lti.progress import Progress
     from lti.projections import load_projection
     from lti.registry import describe_validation_error
+    from lti.seeding import derive_seed
 
     settings = DEFENSES.parse(parse_json(defense, option="defense"))
     try:
@@ -70,7 +68,8 @@ def compute_gradients(
         message = describe_validation_error(error, where="store", model=StoreSettings)
         raise LTIError(message) from None
     compute = acquire(threads=threads, gpus=gpus)
-    samples = read_selection(auxiliary).samples
+    selection = read_selection(auxiliary)
+    samples = selection.samples
     if mirrored and samples.modality == "text":
         raise LTIError(
             f"--mirrored: got {auxiliary}, which is text; expected images. Leave it out."
@@ -87,7 +86,8 @@ def compute_gradients(
     labels = model.labels(samples)
     # Sums of signs are no signs, and sums of pruned entries are seldom zero.
     whole = projected.counts(layout) is None
-    gradients = per_sample_parts_function(model, network)
+    gradients = sample_parts_function(settings, model, network)
+    root = selection.metadata["seed"]
     limit = block_rows(layout.total)
     views = 2 if mirrored else 1
     progress = Progress(f"gradients {model.name} {settings.name}", log=log)
@@ -101,6 +101,12 @@ def compute_gradients(
             x = torch.where(torch.from_numpy(view == 1)[:, None, None, None], x.flip(3), x)
         label = torch.from_numpy(labels[sample])
         parts = gradients(x.to(compute.device), label.to(compute.device))
+        if settings.is_stochastic:
+            seeds = [
+                derive_seed(root, "auxiliary", settings.name, row) for row in range(start, stop)
+            ]
+            rows = settings.before_projection(layout.join(parts), seeds=seeds)
+            return projected.project(rows, layout=layout)
         defended = settings.deterministic_parts(parts, layout=layout)
         return projected.project_parts(defended, layout=layout)
 
@@ -177,12 +183,9 @@ def observe(
     from lti.errors import LTIError
     from lti.fl_models import attacked, load_fl_model, network_digest
     from lti.gradients.layout import ParameterLayout
-    from lti.gradients.per_sample import (
-        block_rows,
-        even_blocks,
-        per_sample_gradient_function,
-    )
+    from lti.gradients.per_sample import block_rows, even_blocks
     from lti.gradients.store import write_store
+    from lti.gradients.updates import client_update_function, sample_update_function
     from lti.progress import Progress
     from lti.projections import load_projection
     from lti.seeding import torch_generator
@@ -208,28 +211,45 @@ def observe(
     )
     layout = ParameterLayout.of(attacked(model, network))
     labels = model.labels(samples)
-    gradients = per_sample_gradient_function(model, network)
+    gradients = sample_update_function(settings, model, network)
     limit = block_rows(layout.total)
+
+    def inputs(first: int, last: int) -> tuple[torch.Tensor, torch.Tensor]:
+        return (
+            as_input(torch.from_numpy(samples.value[first:last])),
+            torch.from_numpy(labels[first:last]),
+        )
+
+    def updates(start: int, stop: int) -> torch.Tensor:
+        x, label = inputs(start * batch_size, stop * batch_size)
+        grouped = (stop - start, batch_size)
+        return client_update_function(settings, model, network)(
+            x.unflatten(0, grouped), label.unflatten(0, grouped)
+        )
 
     def received(start: int, stop: int) -> torch.Tensor:
         # Either batches that make up one block, or one batch of several blocks.
         generators = [
             torch_generator(seed, "observe", settings.name, batch) for batch in range(start, stop)
         ]
-        mean = torch.zeros(stop - start, layout.total)
-        for first, last in even_blocks(start * batch_size, stop * batch_size, limit):
-            gradient = gradients(
-                as_input(torch.from_numpy(samples.value[first:last])),
-                torch.from_numpy(labels[first:last]),
-            ).unflatten(0, (stop - start, -1))
-            for row, part, generator in zip(mean, gradient, generators, strict=True):
-                if settings.defense_at == "sample":
-                    part = settings.defend(part, generator=generator)
-                row += part.sum(dim=0)
-        mean /= batch_size
-        if settings.defense_at == "batch":
-            for row, generator in zip(mean, generators, strict=True):
+        if settings.of_batch:
+            mean = updates(start, stop)
+        else:
+            mean = torch.zeros(stop - start, layout.total)
+            for first, last in even_blocks(start * batch_size, stop * batch_size, limit):
+                gradient = gradients(*inputs(first, last)).unflatten(0, (stop - start, -1))
+                for row, part, generator in zip(mean, gradient, generators, strict=True):
+                    if settings.defense_at == "sample":
+                        part = settings.defend_sample(part, generator=generator)
+                    row += part.sum(dim=0)
+            mean /= batch_size
+        for row, generator in zip(mean, generators, strict=True):
+            if settings.of_batch or settings.defense_at == "batch":
                 row[:] = settings.defend(row[None], generator=generator)[0]
+            else:
+                row[:] = settings.randomise_mean(
+                    row[None], generator=generator, averaged=batch_size
+                )[0]
         return mean
 
     # The same for every projection and number of batches: a gradient that is computed beside

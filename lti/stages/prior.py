@@ -131,7 +131,7 @@ def fit_prior(
         "code": source_digest(
             "prior",
             (ATTACKS, method.name),
-            (DEFENSES, defense.name),
+            (DEFENSES, defense.registered_names()),
             (FL_MODELS, model.name),
             (INVERTERS, trained.settings.name),
             (PROJECTIONS, projection.name),

@@ -26,7 +26,7 @@ def fit_projection(
 ) -> None:
     """Make a projection from the auxiliary set's first samples.
 
-    Their gradients go through the deterministic part of the defense.
+    Their gradients go through all of the defense but noise.
     """
     import torch
 
@@ -38,9 +38,11 @@ def fit_projection(
     from lti.files import write_json, write_tensors
     from lti.fl_models import attacked, load_fl_model, network_digest
     from lti.gradients.layout import ParameterLayout
-    from lti.gradients.per_sample import block_rows, even_blocks, per_sample_gradient_function
+    from lti.gradients.per_sample import block_rows, even_blocks
+    from lti.gradients.updates import sample_update_function
     from lti.progress import Progress
     from lti.projections import PROJECTIONS, FitSample, FittedProjection
+    from lti.seeding import derive_seed
 
     defended = DEFENSES.parse(parse_json(defense, option="defense"))
     settings = PROJECTIONS.parse(parse_json(projection, option="projection"))
@@ -50,13 +52,14 @@ def fit_projection(
             f"step out."
         )
     compute = acquire(threads=threads, gpus=gpus)
-    samples = read_selection(auxiliary).samples
+    selection = read_selection(auxiliary)
+    samples = selection.samples
     model, network = load_fl_model(fl_model, device=compute.device)
     layout = ParameterLayout.of(attacked(model, network))
     count = min(settings.samples, len(samples))
     value = as_input(torch.from_numpy(samples.value[:count]))
     label = torch.from_numpy(model.labels(samples)[:count])
-    gradients = per_sample_gradient_function(model, network)
+    gradients = sample_update_function(defended, model, network)
     progress = Progress(f"projection {model.name} {defended.name} {settings.name}", log=log)
 
     def all_gradients() -> torch.Tensor:
@@ -66,7 +69,11 @@ def fit_projection(
             part = gradients(
                 value[start:stop].to(compute.device), label[start:stop].to(compute.device)
             )
-            result[start:stop] = defended.deterministic(part)
+            seeds = [
+                derive_seed(selection.metadata["seed"], "projection", defended.name, row)
+                for row in range(start, stop)
+            ]
+            result[start:stop] = defended.before_projection(part, seeds=seeds)
             progress.advance(stop - start)
         return result
 

@@ -119,7 +119,7 @@ def train_inverter(
         "code": source_digest(
             "train",
             (INVERTERS, preset.name),
-            (DEFENSES, defended.name),
+            (DEFENSES, defended.registered_names()),
             (PROJECTIONS, projected.name),
         ),
         "device": hardware(compute),

@@ -115,7 +115,7 @@ def attack_code(wildcards):
     ]
     if "gradients" in attack.needs:  # their rows may be those of another defense
         stored = stored_of(wildcards, attack.projection)["stored"]
-        entries.append((DEFENSES, PLAN.stored_defense_name(stored)))
+        entries.append((DEFENSES, PLAN.stored_defense_names(stored)))
     for need, registry, section in (
         ("inverter", INVERTERS, "inverters"),
         ("generator", GENERATORS, "generators"),

@@ -132,8 +132,8 @@ def memory(mib: int):
 
 
 def entry(registry, section, identifier):
-    """The registry and registered name behind an identifier, for `source_files`."""
-    return registry, getattr(PLAN, section)[identifier].name
+    """The registry and registered names behind an identifier, for `source_files`."""
+    return registry, getattr(PLAN, section)[identifier].registered_names()
 
 
 def dataset_of_auxiliary(wildcards):

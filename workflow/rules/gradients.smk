@@ -7,7 +7,7 @@ rule fit_projection:
         code=lambda wildcards: source_files(
             "projection",
             entry(FL_MODELS, "fl_models", wildcards.fl_model),
-            (DEFENSES, PLAN.stored_defense_name(wildcards.stored)),
+            (DEFENSES, PLAN.stored_defense_names(wildcards.stored)),
             entry(PROJECTIONS, "projections", wildcards.projection),
         ),
     output:
@@ -43,7 +43,7 @@ GRADIENT_INPUT = dict(
     code=lambda wildcards: source_files(
         "gradients",
         entry(FL_MODELS, "fl_models", wildcards.fl_model),
-        (DEFENSES, PLAN.stored_defense_name(wildcards.stored)),
+        (DEFENSES, PLAN.stored_defense_names(wildcards.stored)),
         entry(PROJECTIONS, "projections", wildcards.projection),
     ),
 )

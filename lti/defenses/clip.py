@@ -1,0 +1,33 @@
+"""Clipping: a gradient is scaled down to a norm."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from pydantic import Field
+
+from lti.defenses.base import DEFENSES, Defense
+
+if TYPE_CHECKING:
+    import torch
+
+__all__ = ["Clipping", "clipped"]
+
+
+def clipped(gradient: torch.Tensor, norm: float) -> torch.Tensor:
+    """Return ``g / max(1, |g|_2 / norm)`` of each row of ``(..., p)``."""
+    import torch
+
+    length = torch.linalg.vector_norm(gradient, dim=-1, keepdim=True)
+    return gradient / (length / norm).clamp_min(1.0)
+
+
+@DEFENSES.register("clip", source="Abadi et al. 2016, algorithm 1, without its noise")
+class Clipping(Defense):
+    """Scale the whole flattened gradient down to an L2 norm where it is longer."""
+
+    norm: float = Field(1.0, gt=0.0, description="Largest L2 norm that is sent.")
+
+    def deterministic(self, gradient: torch.Tensor) -> torch.Tensor:
+        """Return the clipped gradients, ``(b, p)`` float32."""
+        return clipped(gradient, self.norm)
