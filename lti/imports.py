@@ -6,18 +6,19 @@ import re
 import sys
 from importlib import import_module
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 from lti.errors import LTIError
 
-__all__ = ["OBJECT_PATTERN", "import_object", "object_module"]
+__all__ = ["OBJECT_PATTERN", "import_class", "import_object", "object_module"]
 
 OBJECT_PATTERN = r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*(\.[A-Za-z_]\w*)*"
 """What the name of an object looks like."""
 
 
 def import_object(name: str, *, where: str) -> Any:
-    """Return an object of a module that Python finds.
+    """Return an object of a module that Python finds, in the working folder last of all.
 
     Args:
         name: ``package.module:name``.
@@ -30,6 +31,8 @@ def import_object(name: str, *, where: str) -> Any:
     if not re.fullmatch(OBJECT_PATTERN, name):
         raise LTIError(f"{where}: got {name!r}; expected package.module:name. Correct it.")
     module_name, _, path = name.partition(":")
+    if (here := str(Path.cwd())) not in sys.path:
+        sys.path.append(here)
     try:
         found: Any = import_module(module_name)
     except ModuleNotFoundError as error:
@@ -50,12 +53,31 @@ def import_object(name: str, *, where: str) -> Any:
         ) from error
     for part in path.split("."):
         if not hasattr(found, part):
-            names = ", ".join(key for key in vars(found) if not key.startswith("_")) or "nothing"
+            own = (k for k, v in vars(found).items() if _is_of(module_name, v))
+            names = ", ".join(sorted(own)) or "nothing of its own"
             raise LTIError(
                 f"{where}: got {name!r}, and {module_name!r} has no {part!r}; it has {names}. "
                 f"Correct the name."
             )
         found = getattr(found, part)
+    return found
+
+
+def _is_of(module: str, value: Any) -> bool:
+    return getattr(value, "__module__", None) == module
+
+
+def import_class(name: str, *, where: str) -> type:
+    """Return a class of a module that Python finds (see :func:`import_object`).
+
+    Raises:
+        LTIError: it cannot be imported, or is no class.
+    """
+    found = import_object(name, where=where)
+    if not isinstance(found, type):
+        raise LTIError(
+            f"{where}: got {name!r}, which is {type(found).__name__}; expected a class. Name one."
+        )
     return found
 
 

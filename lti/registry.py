@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from pydantic_core import PydanticCustomError
 
 from lti.errors import LTIError
-from lti.user_class import load_class
+from lti.imports import import_class
 
 __all__ = ["Registry", "Settings", "describe_validation_error", "described"]
 
@@ -110,7 +110,7 @@ class Registry(Generic[T]):
 
     def _add_users(self, name: str) -> None:
         """Add a class ``module:Class``; as a class of its own, which may have another name too."""
-        cls = load_class(name)
+        cls = import_class(name, where=self.axis)
         if issubclass(cls, Settings):
             entry: Any = type(cls.__name__, (cls,), {"__module__": cls.__module__})
         elif self._entry_of is not None:

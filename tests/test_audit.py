@@ -342,7 +342,7 @@ def some_result():
         worst=examples[:1],
     )
     frame = pd.DataFrame(
-        {"defense": ["sign"], "attack": ["LTI"], "metric": ["psnr"], "mean": [20.0]}
+        {"defense": ["sign"], "attack": ["LTI"], "metric": ["psnr"], "mean": [20.5]}
     )
     return AuditResult(
         title="T",

@@ -60,7 +60,7 @@ def check_audit(values: Mapping[str, Any], *, folder: Path) -> Iterator[Line]:
     yield Line("ok", "file", f"{len(cells)} attacks on {len(plan.defenses)} defenses")
     try:
         parts, task = _data(plan)
-        yield from _sizes(plan, parts)
+        yield from _sizes(plan, parts, task.classes)
         model, network = _model(plan, task, parts["auxiliary"])
         layout = ParameterLayout.of(attacked(model, network))
         gradient, seconds = _gradients(model, network, parts["auxiliary"], task)
@@ -79,7 +79,7 @@ def _data(plan: Plan) -> tuple[dict[str, Samples], FLTask]:
     source = plan.datasets[DATA]
     if source.modality == "image":
         parts = {part: source.load(part) for part in ("auxiliary", "victims")}
-        return parts, FLTask(classes=source.num_classes)
+        return parts, FLTask(classes=len(source.read_class_names()))
     import tempfile
 
     text = cast("TextDataset", source)
@@ -90,11 +90,11 @@ def _data(plan: Plan) -> tuple[dict[str, Samples], FLTask]:
         read = {part: text.read(part, tokenizer) for part in ("auxiliary", "victims")}
     facts = read["auxiliary"][1]
     keys = ("vocabulary", "length", "padding")
-    task = FLTask(classes=text.num_classes, **{key: facts.get(key) for key in keys})
+    task = FLTask(classes=len(text.read_class_names()), **{key: facts.get(key) for key in keys})
     return {part: samples for part, (samples, _) in read.items()}, task
 
 
-def _sizes(plan: Plan, parts: Mapping[str, Samples]) -> Iterator[Line]:
+def _sizes(plan: Plan, parts: Mapping[str, Samples], classes: int) -> Iterator[Line]:
     experiment = plan.experiment(EXPERIMENT)
     separate = experiment.auxiliary.shift is not None
     for what, asked in (
@@ -108,7 +108,6 @@ def _sizes(plan: Plan, parts: Mapping[str, Samples]) -> Iterator[Line]:
         else:
             yield Line("ok", what, text)
         highest = int(parts[what].label.max()) if there else 0
-        classes = plan.datasets[DATA].num_classes
         if highest >= classes:
             yield Line("ERROR", what, f"got the label {highest}; there are {classes} classes.")
 
@@ -229,9 +228,7 @@ def _defenses(plan: Plan, gradient: torch.Tensor) -> Iterator[Line]:
 
 def _cost(plan: Plan, seconds: float, layout: ParameterLayout) -> Line:
     experiment = plan.experiment(EXPERIMENT)
-    stores = {
-        plan.stored_defense(name, experiment.batch_sizes[0]) for name in experiment.defenses
-    }
+    stores = {plan.stored_defense(name, experiment.batch_sizes[0]) for name in experiment.defenses}
     rows = experiment.auxiliary.size
     hours = seconds * rows * len(stores) / 3600
     size = 2 * rows * min(layout.total, _coordinates(plan, layout)) * len(stores) / 2**30

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated, Any
 
 import typer
 from typer.core import TyperGroup
 
 from lti.errors import LTIError
-
-if TYPE_CHECKING:
-    import click
 
 __all__ = ["audit_app"]
 
@@ -22,7 +19,7 @@ File = Annotated[Path, typer.Argument(help="The audit's file.")]
 class _RunsByDefault(TyperGroup):
     """`lti audit audit.yaml` is `lti audit run audit.yaml`."""
 
-    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         if args and args[0] not in self.commands and not args[0].startswith("-"):
             args = [RUN, *args]
         return super().parse_args(ctx, args)

@@ -71,6 +71,7 @@ def expand_audit(values: Mapping[str, Any]) -> dict[str, Any]:
         "auxiliary": {"size": spec.auxiliary.size, "seed": spec.auxiliary.seed, "mirrored": False},
         "victims": spec.victims.model_dump(),
         "page": spec.page.model_dump(),
+        "pictured": min(spec.page.shown, spec.victims.size),
     }
     if spec.utility is not None:
         experiment["utility"] = spec.utility.model_dump()

@@ -11,7 +11,10 @@ from lti.defenses import DEFENSES
 from lti.files import read_json
 from lti.metrics.utility import read_training
 
-__all__ = ["utility_of"]
+__all__ = ["DELTA", "utility_of"]
+
+DELTA = 1e-5
+"""Of (epsilon, delta)-differential privacy."""
 
 
 def utility_of(trainings: Sequence[Mapping[str, Any]]) -> dict[str, Utility]:
@@ -53,4 +56,22 @@ def utility_of(trainings: Sequence[Mapping[str, Any]]) -> dict[str, Utility]:
 
 
 def _privacy(card: Mapping[str, Any]) -> dict[str, float]:
-    return {key: card[key] for key in ("epsilon", "delta") if card.get(key) is not None}
+    """Return what DP-SGD guarantees a client's sample towards the server; nothing of others.
+
+    The server sees every message, so the choice of clients hides nothing: a client of the fewest
+    samples takes part in its share of the rounds, and draws its batches from its own samples.
+    """
+    defense, training = card["defense"], card["training"]
+    if defense["use"] != "dp-sgd":
+        return {}
+    from lti.defenses.privacy import epsilon
+
+    fewest = min(size for size in card["samples_of_clients"] if size)
+    rounds = math.ceil(training["rounds"] * training["clients_per_round"] / training["clients"])
+    found = epsilon(
+        noise_multiplier=defense["noise_multiplier"],
+        sampling_rate=min(1.0, training["batch_size"] / fewest),
+        rounds=rounds,
+        delta=DELTA,
+    )
+    return {"epsilon": found, "delta": DELTA}
