@@ -51,8 +51,8 @@ class Registry(Generic[T]):
     Args:
         axis: what is chosen, in the plural (also the configuration's section).
         modules: the module of each of the project's own entries.
-        entry_of: makes an entry of a user's class that is no :class:`Settings`; None: such
-            classes are refused.
+        plain: module whose function ``entry_of`` makes an entry of a user's class that is no
+            :class:`Settings`; None: such classes are refused.
     """
 
     def __init__(
@@ -60,10 +60,10 @@ class Registry(Generic[T]):
         axis: str,
         modules: Mapping[str, str] | None = None,
         *,
-        entry_of: Callable[[type], type[T]] | None = None,
+        plain: str | None = None,
     ) -> None:
         self.axis = axis
-        self._entry_of = entry_of
+        self._plain = plain
         self._modules = dict(modules or {})
         self._entries: dict[str, type[T]] = {}
         self._points: dict[str, EntryPoint] | None = None
@@ -113,8 +113,8 @@ class Registry(Generic[T]):
         cls = import_class(name, where=self.axis)
         if issubclass(cls, Settings):
             entry: Any = type(cls.__name__, (cls,), {"__module__": cls.__module__})
-        elif self._entry_of is not None:
-            entry = self._entry_of(cls)
+        elif self._plain is not None:
+            entry = import_module(self._plain).entry_of(cls)
         else:
             raise LTIError(
                 f"{name} is {cls!r}; expected a subclass of the base of all {self.axis}. Derive "

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from lti.attacks.likelihood import Exact, Gaussian
-from lti.defenses.clip import clipped
+from lti.gradients.clipping import clipped
 
 if TYPE_CHECKING:
     import torch

@@ -267,12 +267,6 @@ def standard_normal(
     return noise
 
 
-def _entry_of(cls: type) -> type[Defense]:
-    from lti.defenses.custom import entry_of
-
-    return entry_of(cls)
-
-
 DEFENSES: Registry[Defense] = Registry(
     "defenses",
     modules={
@@ -289,5 +283,5 @@ DEFENSES: Registry[Defense] = Registry(
         "soteria": "lti.defenses.soteria",
         "uniform": "lti.defenses.uniform",
     },
-    entry_of=_entry_of,
+    plain="lti.defenses.custom",
 )

@@ -7,19 +7,12 @@ from typing import TYPE_CHECKING
 from pydantic import Field
 
 from lti.defenses.base import DEFENSES, Defense
+from lti.gradients.clipping import clipped
 
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["Clipping", "clipped"]
-
-
-def clipped(gradient: torch.Tensor, norm: float) -> torch.Tensor:
-    """Return ``g / max(1, |g|_2 / norm)`` of each row of ``(..., p)``."""
-    import torch
-
-    length = torch.linalg.vector_norm(gradient, dim=-1, keepdim=True)
-    return gradient / (length / norm).clamp_min(1.0)
+__all__ = ["Clipping"]
 
 
 @DEFENSES.register("clip", source="Abadi et al. 2016, algorithm 1, without its noise")

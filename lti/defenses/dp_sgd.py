@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from pydantic import Field
 
 from lti.defenses.base import DEFENSES, Defense, standard_normal
-from lti.defenses.clip import clipped
+from lti.gradients.clipping import clipped
 
 if TYPE_CHECKING:
     import torch
