@@ -254,7 +254,7 @@ OWN = """
 import torch
 from torch import nn
 
-def network(classes=50, scale=1.0):
+def network(classes=10, scale=1.0):
     net = nn.Sequential(nn.Flatten(), nn.Linear(3072, classes))
     net[1].weight.data *= scale
     return net
@@ -262,7 +262,7 @@ def network(classes=50, scale=1.0):
 class Branching(nn.Module):
     def __init__(self):
         super().__init__()
-        self.linear = nn.Linear(3072, 50)
+        self.linear = nn.Linear(3072, 10)
     def forward(self, x):
         y = self.linear(x.flatten(1))
         return y if y.sum().item() > 0 else -y
@@ -318,7 +318,7 @@ def test_an_untrained_network_without_calibration_is_warned_of(tmp_path):
     model = {
         "use": "factory",
         "factory": "torchvision.models:mobilenet_v3_small",
-        "arguments": {"num_classes": 50},
+        "arguments": {"num_classes": 10},
     }
     assert "calibrate" in lines(changed(model=model), tmp_path)["gradient", "WARNING"]
     calibrated = lines(changed(model={**model, "calibrate": 64}), tmp_path)
