@@ -28,12 +28,12 @@ from lti.data.selection import write_selection
 from lti.defenses import DEFENSES
 from lti.errors import LTIError
 from lti.federated import FederatedTraining
-from lti.federated.clients import sent_gradients
 from lti.federated.evaluation import judge, refresh_statistics
 from lti.federated.split import client_batches, hold_out, split_to_clients
 from lti.federated.train import HISTORY, train_federated
 from lti.files import read_json
 from lti.fl_models import FL_MODELS, FLTask, attacked, network_digest, save_fl_model
+from lti.gradients.sent import sent_by_clients
 from lti.gradients.store import GradientStore
 from lti.progress import Progress
 from lti.seeding import torch_generator
@@ -137,7 +137,12 @@ def test_clients_send_what_an_attacker_observes(defense, at, tmp_path):
     write_selection(tmp_path / "v.safetensors", samples, metadata=facts)
     model = FL_MODELS.parse({"use": "lenet"})
     save_fl_model(tmp_path / "m.safetensors", tmp_path / "m.json", model, FLTask(2))
-    settings = DEFENSES.parse({"use": defense, "defense_at": at})
+    required = {"sequence": {"of": [{"use": "clip"}, {"use": "sign"}]}}
+    try:
+        settings = DEFENSES.parse({"use": defense, "defense_at": at, **required.get(defense, {})})
+    except LTIError as refused:
+        assert at == "batch" and "no gradient is defended" in str(refused)
+        return
     observe(
         victims=tmp_path / "v.safetensors",
         fl_model=tmp_path / "m.safetensors",
@@ -148,7 +153,7 @@ def test_clients_send_what_an_attacker_observes(defense, at, tmp_path):
         manifest=tmp_path / "o.manifest.json",
     )
     observed = GradientStore.open(tmp_path / "o.zarr", tmp_path / "o.manifest.json").rows(0, 4)
-    blocks = sent_gradients(
+    blocks = sent_by_clients(
         settings,
         model,
         model.build(FLTask(2)).requires_grad_(False),
@@ -166,10 +171,10 @@ def test_large_gradients_are_sent_the_same(monkeypatch, lenet, images):
 
     def sent() -> torch.Tensor:
         generators = [torch_generator(client) for client in range(2)]
-        return torch.cat(list(sent_gradients(none, *lenet, x, label, generators=generators)))
+        return torch.cat(list(sent_by_clients(none, *lenet, x, label, generators=generators)))
 
     whole = sent()
-    monkeypatch.setattr("lti.federated.clients.block_rows", lambda parameters: 2)
+    monkeypatch.setattr("lti.gradients.sent.block_rows", lambda parameters: 2)
     torch.testing.assert_close(sent(), whole, rtol=1e-4, atol=1e-5)
 
 

@@ -14,12 +14,12 @@ from lti.checkpoint import Checkpoint
 from lti.compute import Compute
 from lti.data.samples import Samples, as_input
 from lti.errors import LTIError
-from lti.federated.clients import sent_gradients
 from lti.federated.evaluation import Judged, judge, refresh_statistics
 from lti.federated.settings import FederatedTraining
 from lti.federated.split import client_batches, hold_out, split_to_clients
 from lti.fl_models import FLModel, attacked
 from lti.gradients.layout import ParameterLayout
+from lti.gradients.sent import sent_by_clients
 from lti.interruption import saving_first
 from lti.seeding import torch_generator
 from lti.training_state import TrainingState, copy_of
@@ -66,7 +66,7 @@ def train_federated(
     """Train, and evaluate on test samples along the way.
 
     In a round, each of some clients computes the gradients of a batch of its own samples, defends
-    them and sends their mean (:func:`lti.federated.clients.sent_gradients`); the server averages
+    them and sends their mean (:func:`lti.gradients.sent.sent_by_clients`); the server averages
     what it is sent and takes one step of its optimiser (federated SGD: McMahan et al. 2017, section
     2; with Adam: Reddi et al. 2021, FedAdam). It does not undo a defense: the mean of signs is
     stepped along as it is, so that with ``sgd`` their learning rate is a step per coordinate
@@ -149,7 +149,7 @@ def train_federated(
             for client in range(settings.clients_per_round)
         ]
         total = torch.zeros(layout.total, device=compute.device)
-        for block in sent_gradients(
+        for block in sent_by_clients(
             defense,
             model,
             network,

@@ -183,9 +183,9 @@ def observe(
     from lti.errors import LTIError
     from lti.fl_models import attacked, load_fl_model, network_digest
     from lti.gradients.layout import ParameterLayout
-    from lti.gradients.per_sample import block_rows, even_blocks
+    from lti.gradients.per_sample import even_blocks
+    from lti.gradients.sent import clients_at_once, sent_function
     from lti.gradients.store import write_store
-    from lti.gradients.updates import client_update_function, sample_update_function
     from lti.progress import Progress
     from lti.projections import load_projection
     from lti.seeding import torch_generator
@@ -211,50 +211,23 @@ def observe(
     )
     layout = ParameterLayout.of(attacked(model, network))
     labels = model.labels(samples)
-    gradients = sample_update_function(settings, model, network)
-    limit = block_rows(layout.total)
-
-    def inputs(first: int, last: int) -> tuple[torch.Tensor, torch.Tensor]:
-        return (
-            as_input(torch.from_numpy(samples.value[first:last])),
-            torch.from_numpy(labels[first:last]),
-        )
-
-    def updates(start: int, stop: int) -> torch.Tensor:
-        x, label = inputs(start * batch_size, stop * batch_size)
-        grouped = (stop - start, batch_size)
-        return client_update_function(settings, model, network)(
-            x.unflatten(0, grouped), label.unflatten(0, grouped)
-        )
+    sent = sent_function(settings, model, network)
 
     def received(start: int, stop: int) -> torch.Tensor:
-        # Either batches that make up one block, or one batch of several blocks.
-        generators = [
-            torch_generator(seed, "observe", settings.name, batch) for batch in range(start, stop)
-        ]
-        if settings.of_batch:
-            mean = updates(start, stop)
-        else:
-            mean = torch.zeros(stop - start, layout.total)
-            for first, last in even_blocks(start * batch_size, stop * batch_size, limit):
-                gradient = gradients(*inputs(first, last)).unflatten(0, (stop - start, -1))
-                for row, part, generator in zip(mean, gradient, generators, strict=True):
-                    if settings.defense_at == "sample":
-                        part = settings.defend_sample(part, generator=generator)
-                    row += part.sum(dim=0)
-            mean /= batch_size
-        for row, generator in zip(mean, generators, strict=True):
-            if settings.of_batch or settings.defense_at == "batch":
-                row[:] = settings.defend(row[None], generator=generator)[0]
-            else:
-                row[:] = settings.randomise_mean(
-                    row[None], generator=generator, averaged=batch_size
-                )[0]
-        return mean
+        part = slice(start * batch_size, stop * batch_size)
+        grouped, names = (stop - start, batch_size), ("observe", settings.name)
+        return sent(
+            as_input(torch.from_numpy(samples.value[part])).unflatten(0, grouped),
+            torch.from_numpy(labels[part]).unflatten(0, grouped),
+            [
+                torch_generator(seed, "observe", settings.name, batch)
+                for batch in range(start, stop)
+            ],
+        )
 
     # The same for every projection and number of batches: a gradient that is computed beside
     # others, or beside fewer, may differ in its last bits.
-    blocks = list(even_blocks(0, there, max(1, limit // batch_size)))
+    blocks = list(even_blocks(0, there, clients_at_once(layout.total, batch_size)))
 
     @lru_cache(maxsize=1)  # of a block that goes on in the next chunk of rows
     def block(first: int, last: int) -> torch.Tensor:
