@@ -76,7 +76,7 @@ def run_workflow(
         LTIError: it failed; what failed stands above.
     """
     modules = str(path.resolve().parent)
-    searched = [modules, *filter(None, [os.environ.get("PYTHONPATH")])]
+    searched = [modules, str(Path.cwd()), *filter(None, [os.environ.get("PYTHONPATH")])]
     command = [
         *(sys.executable, "-m", "snakemake", "--snakefile", str(find_workflow())),
         *("--configfile", str(path.resolve()), "--cores", cores, "--rerun-incomplete"),

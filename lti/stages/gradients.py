@@ -219,10 +219,7 @@ def observe(
         return sent(
             as_input(torch.from_numpy(samples.value[part])).unflatten(0, grouped),
             torch.from_numpy(labels[part]).unflatten(0, grouped),
-            [
-                torch_generator(seed, "observe", settings.name, batch)
-                for batch in range(start, stop)
-            ],
+            [torch_generator(seed, *names, batch) for batch in range(start, stop)],
         )
 
     # The same for every projection and number of batches: a gradient that is computed beside
