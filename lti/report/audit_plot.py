@@ -87,13 +87,19 @@ class Plot:
 
 
 def frontier(points: Sequence[Point]) -> list[Point]:
-    """Return the points that no other beats: less recovered at the same accuracy, or more of it.
+    """Return the points that no other beats: better in one mean and as good in the other.
 
-    By share, from low to high; so accuracy rises too.
+    By share, from low to high; so accuracy rises too. Equal points are all in or all out.
     """
     found: list[Point] = []
     for point in sorted(points, key=lambda p: (p.share[0], -p.accuracy[0])):
-        if not found or point.accuracy[0] > found[-1].accuracy[0]:
+        last = found[-1] if found else None
+        equal = last is not None and point.share[0] == last.share[0]
+        if (
+            last is None
+            or point.accuracy[0] > last.accuracy[0]
+            or (equal and point.accuracy[0] == last.accuracy[0])
+        ):
             found.append(point)
     return found
 

@@ -37,7 +37,7 @@ _REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 _NOT_SHOWN = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 _MINUS = "\N{MINUS SIGN}"
 _PERCENT = "\N{NARROW NO-BREAK SPACE}%"
-NOT_DEFINED = "n/a"
+_NOT_DEFINED = "n/a"
 
 
 def clean(value: Any) -> Any:
@@ -54,7 +54,7 @@ def clean(value: Any) -> Any:
 def number(value: float, decimals: int = 3) -> str:
     """Return ``"−1.50"``, ``"∞"``, or ``"n/a"`` for NaN."""
     if math.isnan(value):
-        return NOT_DEFINED
+        return _NOT_DEFINED
     if math.isinf(value):
         return "∞" if value > 0 else f"{_MINUS}∞"
     text = f"{value:.{decimals}f}"
