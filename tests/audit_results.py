@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
-from lti.audit.result import (
+from lti.auditing.result import (
     AttackFinding,
     AuditResult,
     DefenseFinding,

@@ -23,7 +23,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, PngImagePlugin
 
-from lti.audit.result import AuditResult, Estimate, Example, Level
+from lti.auditing.result import AuditResult, Estimate, Example, Level
+from lti.auditing.verdict import LEVELS
 from lti.errors import LTIError
 from lti.report.audit_labels import LINE_HEIGHT, box_around, overlap, text_width
 from lti.report.audit_page import audit_page, write_audit_page
@@ -186,6 +187,7 @@ def test_numbers_are_those_of_the_result() -> None:
         assert card.startswith(defense.level)
         assert f"average of 1000 victims{shares(best.recovered)}" in card
         assert f"worst 1 %, 10 victims{shares(best.worst)}" in card
+        assert "by IG" not in card
         assert defense.verdict in " ".join(card.split())
         assert ("Less than half the accuracy is left." in card) == (defense.defense == "gauss-1")
     assert page.texts("pre") == [" ".join(json.dumps(audit.settings, indent=2).split())]
@@ -208,6 +210,21 @@ def test_marks_on_scales_lie_where_the_shares_are() -> None:
     assert at[0.25] == pytest.approx(at[0.0] + 0.25 * (at[1.0] - at[0.0]), abs=0.02)
     assert at[1.3] == at[1.0] > at[0.0] > at[-0.1] == at[-7.0] > 0
     assert at[1.0] < 100
+
+
+def test_worst_victims_are_those_of_any_attack() -> None:
+    defense = finding("gauss-1")
+    other = replace(defense.attacks[1], worst=Estimate(0.97, 0.96, 0.98, 10))
+    lost = replace(defense.attacks[2], worst=Estimate(math.nan, math.nan, math.nan, 10))
+    changed = replace(defense, attacks=(lost, defense.attacks[0], other))
+    card = Page(audit_page(result(defenses=(changed,)), examples="omit")).texts("article")[0]
+    assert "worst 1 %, 10 victims, by IG97.0 % [96.0, 98.0]" in card
+
+
+def test_levels_are_explained_as_the_verdicts_do() -> None:
+    text = " ".join(Page(audit_page(result(), examples="omit")).texts("dd"))
+    for note in LEVELS.values():
+        assert note[1:] in text.replace("\u202f", " ")
 
 
 def test_best_attack_and_worst_victims_are_marked() -> None:

@@ -13,7 +13,7 @@ from lti.report.pieces import visible
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-    from lti.audit.result import Example
+    from lti.auditing.result import Example
 
 __all__ = ["BLUR_SIDE", "ExampleView", "Examples", "Picture", "Word", "example_view"]
 

@@ -11,7 +11,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
-from lti.audit.result import Level
+from lti.auditing.verdict import LEVELS
 from lti.errors import LTIError
 from lti.files import atomic_path
 from lti.report import audit_text
@@ -22,19 +22,9 @@ from lti.report.labels import defense_label
 if TYPE_CHECKING:
     from jinja2 import Template
 
-    from lti.audit.result import AttackFinding, AuditResult, DefenseFinding, Estimate
+    from lti.auditing.result import AttackFinding, AuditResult, DefenseFinding, Estimate
 
-__all__ = ["LEVEL_NOTES", "audit_page", "write_audit_page"]
-
-LEVEL_NOTES: dict[Level, str] = {
-    "exposed": "The best attack brings back so much, of the average victim or of the worst 1 %, "
-    "that the server must be taken to know the data.",
-    "partly exposed": "Clearly more comes back than a constant guess gives, of the average victim "
-    "or of the worst 1 %, but not so much.",
-    "not recovered": "No attack of this audit did clearly better than the best constant guess, "
-    "not even for the worst 1 % of victims. It is no proof that none can.",
-}
-"""What each verdict means, from the worst to the best."""
+__all__ = ["audit_page", "write_audit_page"]
 
 _WIDE, _NARROW = (760, 440), (328, 400)  # the plot's sizes on a desktop and on a phone, in pixels
 # Of a scale: shares below this stand at its left end, marked as an arrow.
@@ -63,7 +53,7 @@ def audit_page(result: AuditResult, *, examples: Examples = "show") -> str:
 
     Raises:
         LTIError: no defense, another value of ``examples``, or an example that is not as
-            :class:`lti.audit.result.Example` says.
+            :class:`lti.auditing.result.Example` says.
     """
     if examples not in get_args(Examples):
         raise LTIError(
@@ -84,9 +74,9 @@ def audit_page(result: AuditResult, *, examples: Examples = "show") -> str:
         example_view=lambda example: example_view(example, blur=examples == "blur"),
         blur_side=BLUR_SIDE,
         answer=audit_text.answer(result.defenses),
-        shown_levels=[n for n in LEVEL_NOTES if any(d.level == n for d in result.defenses)],
-        worst_level=min((d.level for d in judged or result.defenses), key=list(LEVEL_NOTES).index),
-        level_notes=LEVEL_NOTES,
+        shown_levels=[n for n in LEVELS if any(d.level == n for d in result.defenses)],
+        worst_level=min((d.level for d in judged or result.defenses), key=list(LEVELS).index),
+        levels=LEVELS,
         shown_facts=list(result.facts.items())[:_SHOWN_FACTS],
         metrics=[(name, *audit_text.metric_label(name)) for name in metrics],
         attacks=list(dict.fromkeys(a.attack for d in result.defenses for a in d.attacks)),
@@ -166,6 +156,15 @@ def _best(finding: DefenseFinding) -> AttackFinding:
     )
 
 
+def _worst(finding: DefenseFinding) -> AttackFinding:
+    """Return the attack that recovers most of the worst 1 % of victims, on which levels rest."""
+
+    def key(attack: AttackFinding) -> float:
+        return -math.inf if math.isnan(attack.worst.mean) else attack.worst.mean
+
+    return max(finding.attacks, key=key)
+
+
 def _utility(result: AuditResult) -> dict[str, Any]:
     """Return what the template needs of privacy against utility."""
     points: dict[int, Point] = {}
@@ -198,4 +197,5 @@ def _utility(result: AuditResult) -> dict[str, Any]:
         ],
         "frontier_size": len(best),
         "best_of": _best,
+        "worst_of": _worst,
     }

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
-from lti.audit.result import Level
+from lti.auditing.result import Level
 from lti.report.audit_labels import (
     LINE_HEIGHT,
     Box,

@@ -13,7 +13,7 @@ from markupsafe import Markup
 from lti.report.labels import attack_label, defense_label
 
 if TYPE_CHECKING:
-    from lti.audit.result import DefenseFinding, Estimate
+    from lti.auditing.result import DefenseFinding, Estimate
 
 __all__ = [
     "answer",
