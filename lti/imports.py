@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import re
 import sys
+from collections.abc import Iterable
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
@@ -11,7 +13,18 @@ from typing import Any
 
 from lti.errors import LTIError
 
-__all__ = ["OBJECT_PATTERN", "import_class", "import_object", "object_module"]
+__all__ = [
+    "ALLOWED",
+    "OBJECT_PATTERN",
+    "check_allowed",
+    "import_class",
+    "import_object",
+    "object_module",
+]
+
+ALLOWED = "LTI_USER_OBJECTS"
+"""Environment variable: the objects that files may name, with commas between. The workflow sets
+it to those of its configuration."""
 
 OBJECT_PATTERN = r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*(\.[A-Za-z_]\w*)*"
 """What the name of an object looks like."""
@@ -79,6 +92,25 @@ def import_class(name: str, *, where: str) -> type:
             f"{where}: got {name!r}, which is {type(found).__name__}; expected a class. Name one."
         )
     return found
+
+
+def check_allowed(names: Iterable[str], *, where: str) -> None:
+    """Refuse objects that a file names and the configuration does not: files run no code.
+
+    Args:
+        names: as of :func:`import_object`.
+        where: the file, for the error message.
+
+    Raises:
+        LTIError: one is not in :data:`ALLOWED`.
+    """
+    allowed = {name for name in os.environ.get(ALLOWED, "").split(",") if name}
+    for name in names:
+        if name not in allowed:
+            raise LTIError(
+                f"{where}: names the object {name!r}, which is not run unless the configuration "
+                f"names it too. If the file is your own, set {ALLOWED}={name}."
+            )
 
 
 def object_module(name: str) -> str | None:

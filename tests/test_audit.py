@@ -283,7 +283,7 @@ class Nothing:
 @pytest.mark.parametrize(
     ("keys", "what", "problem"),
     [
-        ({"model": {"factory": "MINE:network", "arguments": {"classes": 3}}}, "model", "(8, 50)"),
+        ({"model": {"factory": "MINE:network", "arguments": {"classes": 3}}}, "model", "(8, 3)"),
         ({"model": {"factory": "MINE:network", "side": 64}}, "model", "failed on (8, 3, 32, 32)"),
         ({"model": {"factory": "MINE:Branching"}}, "model", "torch.func can map"),
         (

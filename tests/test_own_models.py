@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from lti.errors import LTIError
+from lti.files import read_tensors, write_tensors
 from lti.fl_models import FL_MODELS, FLTask, attacked, load_fl_model, save_fl_model
 from lti.fl_models.client_network import calibrate
 from lti.gradients.layout import ParameterLayout
@@ -55,6 +56,7 @@ def mine(tmp_path, monkeypatch):
     name = f"mine_{tmp_path.name.replace('-', '_')}"
     (tmp_path / f"{name}.py").write_text(SOURCE)
     monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setenv("LTI_USER_OBJECTS", f"{name}:network,{name}:doubled")
     return name
 
 
@@ -135,6 +137,22 @@ def test_a_model_is_stored_and_read_again_with_its_statistics(mine, tmp_path):
     calibrate(expected, images(32))
     torch.testing.assert_close(network(images()), expected(images()))
     assert json.loads((tmp_path / "m.json").read_text())["fl_model"]["factory"] == f"{mine}:network"
+
+
+def test_a_file_runs_no_code_that_the_configuration_does_not_name(mine, tmp_path, monkeypatch):
+    """A hostile model's card could name any function of any module, with arguments."""
+    path, marker = tmp_path / "m.safetensors", tmp_path / "made"
+    save_fl_model(path, tmp_path / "m.json", made(mine), IMAGES)
+    tensors, card = read_tensors(path)
+    hostile = {"use": "factory", "factory": "os:mkdir", "arguments": {"path": str(marker)}}
+    write_tensors(path, tensors, {**card, "fl_model": hostile})
+    with pytest.raises(LTIError, match=r"'os:mkdir', which is not run.*LTI_USER_OBJECTS=os:mkdir"):
+        load_fl_model(path)
+    assert not marker.exists()
+    monkeypatch.setenv("LTI_USER_OBJECTS", "os:mkdir")  # a user who says so runs it
+    with pytest.raises(LTIError, match="returned NoneType"):
+        load_fl_model(path)
+    assert marker.exists()
 
 
 @pytest.mark.parametrize(

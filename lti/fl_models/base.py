@@ -15,6 +15,7 @@ from lti.data.samples import Modality, Samples
 from lti.errors import LTIError
 from lti.files import digest_arrays, read_tensors, write_json, write_tensors
 from lti.gradients.layout import matching_names
+from lti.imports import check_allowed
 from lti.registry import Registry, Settings
 
 if TYPE_CHECKING:
@@ -143,6 +144,10 @@ class FLModel(Settings):
         """Return names of parameters that the attacker sees only where they are named whole."""
         return ()
 
+    def objects(self) -> tuple[str, ...]:
+        """Return the names, ``module:name``, of the user's objects that it calls."""
+        return ()
+
     def files(self) -> tuple[str, ...]:
         """Return the user's files that it is made of: with another content it is another model."""
         return ()
@@ -258,12 +263,14 @@ def load_fl_model(
         functionally).
 
     Raises:
-        LTIError: the file is missing, damaged, or holds another architecture's weights.
+        LTIError: the file is missing, damaged, holds another architecture's weights, or names
+            code of the user's that is not allowed (:func:`lti.imports.check_allowed`).
     """
     tensors, card = read_tensors(path)
     if not {"fl_model", "task"} <= set(card):
         raise LTIError(f"{path}: not an FL model. Give the file that draw-fl-model wrote.")
     model = FL_MODELS.parse(card["fl_model"], where=str(path))
+    check_allowed(model.objects(), where=str(path))
     network = model.architecture(FLTask(**card["task"]))
     try:
         network.load_state_dict(tensors)

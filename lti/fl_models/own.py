@@ -39,10 +39,14 @@ class OwnModel(FLModel):
         "samples, as in a network that is being trained; 0: leave them.",
     )
 
+    def objects(self) -> tuple[str, ...]:
+        """Return the names of the user's objects."""
+        names = (getattr(self, "factory", None), self.loss_function)
+        return tuple(name for name in names if name is not None)
+
     def files(self) -> tuple[str, ...]:
         """Return the modules of the user's objects, as far as they are found."""
-        names = (self.loss_function, getattr(self, "factory", None))
-        found = (object_module(name) for name in names if name is not None)
+        found = map(object_module, self.objects())
         return tuple(dict.fromkeys(file for file in found if file is not None))
 
     @property

@@ -16,6 +16,7 @@ from lti.errors import LTIError
 from lti.files import canonical_json
 from lti.fl_models import FL_MODELS
 from lti.generators import GENERATORS
+from lti.imports import ALLOWED
 from lti.inverters import INVERTERS
 from lti.metrics import METRICS
 from lti.metrics.backbones import check_available
@@ -44,6 +45,11 @@ try:
     check_available(PLAN.config.metrics.require, f"{PLAN.config.results}/backbones")
 except LTIError as error:
     raise WorkflowError(f"The configuration cannot be used:\n{error}") from None
+
+# The user's own code that an FL model's file may name.
+os.environ[ALLOWED] = ",".join(
+    name for model in PLAN.fl_models.values() for name in model.objects()
+)
 
 # Rules call `lti`: from this checkout, under Snakemake's own Python or a rule's conda one.
 CHECKOUT = Path(lti.__file__).resolve().parent.parent
