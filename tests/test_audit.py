@@ -196,6 +196,15 @@ def test_other_sections_do_not_reach_into_an_audit():
     assert expanded["defenses"] == {"none": {"use": "none"}, "sign": {"use": "sign"}}
 
 
+def test_settings_of_an_attack_replace_those_of_the_effort():
+    attacks = {"lti": {}, "ig": {"iterations": 7}}
+    config = parse_config(expand_audit(changed(attacks=attacks)))
+    assert config.experiments["audit"].attacks == ["lti", "ig"]
+    assert config.attacks["ig"] == {"use": "ig", "victims": 4, "iterations": 7}
+    with pytest.raises(LTIError, match=r"attacks\.ig\.iterations"):
+        parse_config(expand_audit(changed(attacks={"ig": {"iterations": 0}})))
+
+
 def test_a_separate_auxiliary_set_is_all_that_the_attacker_has():
     data = {"use": "photos"}
     config = expand_audit(changed(data={"use": "cifar10"}, auxiliary={"size": 160, "data": data}))

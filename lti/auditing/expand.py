@@ -42,7 +42,8 @@ def expand_audit(values: Mapping[str, Any]) -> dict[str, Any]:
     """
     spec = parse_audit(values["audit"])
     modality = DATASETS.parse(spec.data, where="audit.data").modality
-    attacks = spec.attacks or [*ATTACKS_OF[modality]]
+    attacks = [*(spec.attacks or ATTACKS_OF[modality])]
+    own = spec.attacks if isinstance(spec.attacks, dict) else {}
     unknown = [name for name in attacks if name not in ATTACKS_OF[modality]]
     if unknown:
         raise LTIError(
@@ -84,7 +85,11 @@ def expand_audit(values: Mapping[str, Any]) -> dict[str, Any]:
             SEEN: spec.projection or _seen(modality),
         },
         "inverters": {"audit": spec.inverter or _inverter(spec, modality)},
-        "attacks": {name: settings[name] for name in ATTACKS_OF[modality] if name in attacks},
+        "attacks": {
+            name: {**settings[name], **own.get(name, {})}
+            for name in ATTACKS_OF[modality]
+            if name in attacks
+        },
         "experiments": {EXPERIMENT: experiment},
     }
     if spec.auxiliary.data is not None:

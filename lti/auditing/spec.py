@@ -53,11 +53,11 @@ class AuditSpec(_Section):
     )
     victims: VictimData = Field(default_factory=VictimData, description="Who is attacked.")
     batch_size: int = Field(1, ge=1, description="Samples of a client batch.")
-    attacks: list[str] | None = Field(
+    attacks: list[str] | dict[str, dict[str, Any]] | None = Field(
         None,
         min_length=1,
         description="Among `lti`, `lti-map`, `ig`, `nearest` for images and `lti`, `tag`, "
-        "`nearest` for text; null: all of them.",
+        "`nearest` for text, perhaps with settings that replace those of `effort`; null: all.",
     )
     effort: Effort = Field(
         "standard",
