@@ -55,6 +55,7 @@ for stage in (
     train_federated,
     run_attack,
     measure_attack,
+    write_audit,
     summarise_experiment,
     combine_summaries,
     tabulate,

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from lti.auditing.spec import parse_audit
 from lti.data.dataset import DATASETS
 from lti.errors import LTIError
+from lti.inverters import INVERTERS
 
 if TYPE_CHECKING:
     from lti.auditing.spec import AuditSpec
@@ -69,7 +70,11 @@ def expand_audit(values: Mapping[str, Any]) -> dict[str, Any]:
         "batch_sizes": [spec.batch_size],
         "defenses": [*defenses],
         "attacks": attacks,
-        "auxiliary": {"size": spec.auxiliary.size, "seed": spec.auxiliary.seed, "mirrored": False},
+        "auxiliary": {
+            "size": spec.auxiliary.size,
+            "seed": spec.auxiliary.seed,
+            "mirrored": modality == "image" and _mirrors(spec),
+        },
         "victims": spec.victims.model_dump(),
         "page": spec.page.model_dump(),
         "pictured": min(spec.page.shown, spec.victims.size),
@@ -97,6 +102,14 @@ def expand_audit(values: Mapping[str, Any]) -> dict[str, Any]:
         config["shifts"] = {"separate": {"shifted": [{"dataset": AUXILIARY}]}}
         experiment["auxiliary"] |= {"shift": "separate", "beta": 0.0}
     return config
+
+
+def _mirrors(spec: AuditSpec) -> bool:
+    """Return whether an inverter of the user's own trains on mirrored images."""
+    if spec.inverter is None:
+        return False
+    inverter = INVERTERS.parse(spec.inverter, where="audit.inverter")
+    return bool(getattr(inverter, "use_mirrored", False))
 
 
 def _seen(modality: Modality) -> dict[str, Any]:
