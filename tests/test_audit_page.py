@@ -185,7 +185,7 @@ def test_numbers_are_those_of_the_result() -> None:
     for defense, card in zip(audit.defenses, cards, strict=True):
         best = defense.attacks[0]
         assert card.startswith(defense.level)
-        assert f"average of 1000 victims{shares(best.recovered)}" in card
+        assert f"mean, 1000 victims{shares(best.recovered)}" in card
         assert f"worst 1 %, 10 victims{shares(best.worst)}" in card
         assert "by IG" not in card
         assert defense.verdict in " ".join(card.split())
