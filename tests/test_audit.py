@@ -155,9 +155,9 @@ def test_the_sentence_has_the_numbers_behind_the_level():
     attacks = [attack(0.1, name="IG", worst=0.99), attack(0.62, low=0.6, high=0.64, worst=0.9)]
     assert best_attack(attacks).attack == "LTI"
     text = sentence(attacks, modality="image", metric="psnr")
-    assert "LTI recovers 62% [60%, 64%]" in text
+    assert "LTI recovers 62 % [60, 64]" in text
     assert "of 100 images" in text and "PSNR 20.12 [19.50, 20.75] dB" in text
-    assert "of the worst 1 %, 99%, by IG" in text
+    assert "of the worst 1 %, 99 %, by IG" in text
 
 
 # The file

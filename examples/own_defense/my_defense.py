@@ -10,6 +10,7 @@ class BlockSign:
         self.block = block
 
     def defend(self, gradient: torch.Tensor) -> torch.Tensor:
+        """Return what is sent of a flattened gradient."""
         padded = torch.nn.functional.pad(gradient, (0, -len(gradient) % self.block))
         rows = padded.view(-1, self.block)
         place = rows.abs().argmax(dim=1, keepdim=True)

@@ -22,11 +22,11 @@ WORST_EXPOSED, WORST_PARTLY = 0.9, 0.5
 
 LEVELS: dict[Level, str] = {
     "exposed": (
-        f"at least {EXPOSED:.0%} of what a constant guess misses comes back, interval included, or "
-        f"{WORST_EXPOSED:.0%} of it for the worst 1 % of victims"
+        f"at least {EXPOSED * 100:.0f} % of what a constant guess misses comes back, interval included, or "
+        f"{WORST_EXPOSED * 100:.0f} % of it for the worst 1 % of victims"
     ),
     "partly exposed": (
-        f"at least {PARTLY:.0%} of it comes back, interval included, or {WORST_PARTLY:.0%} for the "
+        f"at least {PARTLY * 100:.0f} % of it comes back, interval included, or {WORST_PARTLY * 100:.0f} % for the "
         f"worst 1 % of victims"
     ),
     "not recovered": (
@@ -73,14 +73,13 @@ def sentence(attacks: Sequence[AttackFinding], *, modality: Modality, metric: st
     return (
         f"{best.attack} recovers {_percent(best.recovered)} of what the best constant guess misses "
         f"of {best.recovered.n} {what} ({METRICS[metric].label.split(' (')[0]} {value}"
-        f"{' ' + unit if unit else ''}); of the worst 1 %, {worst.worst.mean:.0%}{by}."
+        f"{' ' + unit if unit else ''}); of the worst 1 %, {worst.worst.mean * 100:.0f} %{by}."
     )
 
 
 def _percent(value: Estimate) -> str:
-    if math.isnan(value.low):
-        return f"{value.mean:.0%}"
-    return f"{value.mean:.0%} [{value.low:.0%}, {value.high:.0%}]"
+    mean, low, high = (f"{100 * share:.0f}" for share in (value.mean, value.low, value.high))
+    return f"{mean} %" if math.isnan(value.low) else f"{mean} % [{low}, {high}]"
 
 
 def _number(value: Estimate, decimals: int) -> str:
