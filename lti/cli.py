@@ -10,6 +10,7 @@ from lti.auditing.command import audit_app
 from lti.errors import LTIError
 from lti.interruption import Interrupted, leave_when_asked
 from lti.stages.attack import run_attack
+from lti.stages.audit import write_audit
 from lti.stages.backbone import fetch_backbone
 from lti.stages.combine import combine_summaries
 from lti.stages.data import prepare_dataset, prepare_tokenizer

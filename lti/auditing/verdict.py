@@ -22,12 +22,12 @@ WORST_EXPOSED, WORST_PARTLY = 0.9, 0.5
 
 LEVELS: dict[Level, str] = {
     "exposed": (
-        f"at least {EXPOSED * 100:.0f} % of what a constant guess misses comes back, interval included, or "
-        f"{WORST_EXPOSED * 100:.0f} % of it for the worst 1 % of victims"
+        f"at least {EXPOSED * 100:.0f} % of what a constant guess misses comes back, interval "
+        f"included, or {WORST_EXPOSED * 100:.0f} % of it for the worst 1 % of victims"
     ),
     "partly exposed": (
-        f"at least {PARTLY * 100:.0f} % of it comes back, interval included, or {WORST_PARTLY * 100:.0f} % for the "
-        f"worst 1 % of victims"
+        f"at least {PARTLY * 100:.0f} % of it comes back, interval included, or "
+        f"{WORST_PARTLY * 100:.0f} % for the worst 1 % of victims"
     ),
     "not recovered": (
         "less than that, by these attacks, with these auxiliary data, trained this long; stronger "
