@@ -55,7 +55,11 @@ def _link(item: griffe.Object, name: str) -> str:
     if target is None:
         logger.warning(f"{item.path}: `{name}` in its docstring is no object. Correct the name.")
         return f"`{name}`"
-    # Optional: what is private or of another package is not in the reference.
+    return _reference(target, name)
+
+
+def _reference(target: str, name: str) -> str:
+    """Return a name as code, linked if the site has the target: what is private it has not."""
     return f'<autoref identifier="{target}" optional><code>{name}</code></autoref>'
 
 
@@ -83,8 +87,7 @@ def _registration(item: griffe.Class) -> str | None:
             if isinstance(source, ast.Name):  # a constant of the module
                 source = ast.parse(str(item.module.members[source.id].value), mode="eval").body
             name, axis = call.args[0].value, ast.unparse(call.func.value).lower()
-            note = f"Registered as `{name}`. Source: {ast.literal_eval(source)}."
-            # The configuration's page has a heading for each entry but metrics.
-            settings = f" [Settings][{axis}-use-{name}]."
-            return note if axis == "metrics" else note + settings
+            # The configuration's page has a heading for each entry with settings.
+            link = _reference(f"{axis}-use-{name}", name)
+            return f"Registered as {link}. Source: {ast.literal_eval(source)}."
     return None
