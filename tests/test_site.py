@@ -17,8 +17,9 @@ import pytest
 import yaml
 from mkdocstrings import Inventory
 
-from lti.config import SECTIONS
+from lti.config import SECTIONS, parse_config
 from lti.metrics import METRICS
+from lti.plan import Plan
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCS = ROOT / "docs"
@@ -161,3 +162,19 @@ def test_home_and_changelog_are_the_repository_s(site: Path) -> None:
         (title,) = re.findall(r"^# (.+)$", (ROOT / source).read_text(), re.M)
         assert f">{title}<" in (site / page).read_text()
     assert (site / "LICENSE").read_bytes() == (ROOT / "LICENSE").read_bytes()
+
+
+def test_the_tutorial_s_question_can_be_computed() -> None:
+    text = (DOCS / "tutorial.md").read_text()
+    (added,) = re.findall(r"^```yaml\n(.*?)^```", text, re.M | re.S)
+    values = yaml.safe_load((ROOT / "config.yaml").read_text())
+    for section, given in yaml.safe_load(added).items():
+        values[section] = {**values[section], **given}
+    plan = Plan(parse_config(values))
+    cells, before = plan.cells("mine"), plan.cells("quickstart_images")
+    assert {(cell.defense, cell.attack) for cell in set(cells) - set(before)} == {
+        ("gauss-weak", "lti-quick@photos-n8000-s0"),
+        ("gauss-weak", "ig-quick"),
+    }
+    # With the weaker noise the inverter learns from the gradients that are there already.
+    assert plan.stored_defense("gauss-weak", 1) == plan.stored_defense("gauss", 1) == "undefended"
