@@ -41,7 +41,7 @@ class GradientStore:
 
         Args:
             path: the store's folder.
-            manifest: the JSON file that :func:`write_store` wrote with it.
+            manifest: the JSON file that :func:`lti.gradients.store.write_store` wrote with it.
 
         Raises:
             LTIError: the manifest is missing or damaged, or the store does not match it: a
