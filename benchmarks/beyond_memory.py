@@ -1,9 +1,11 @@
 """Training from a store of several times the memory, in shuffled blocks, against one in memory.
 
-Run ``python benchmarks/beyond_memory.py [--samples N] [--epochs N] [--times T] [--defenses D]``:
-LeNet gradients of the data set ``photos``, the commands of the workflow, one after another. Trained
-are, for each defense, an inverter on rows in memory, one on the same rows with ``--memory-mib`` a
-T-th of the store, and, to say how much two runs differ anyway, one in memory with another seed.
+Run ``python benchmarks/beyond_memory.py [--samples N] [--epochs N] [--times T] [--chunk-mib M]
+[--defenses D]``: LeNet gradients of the data set ``photos``, the commands of the workflow, one
+after another. Trained are, for each defense, an inverter on rows in memory, one on the same rows
+with ``--memory-mib`` a T-th of the store, and, to say how much two runs differ anyway, one in
+memory with another seed. Chunks of half a MiB are 16 rows: as many chunks are then in memory at
+once as of a store of some GB, whose chunks have 8 MiB.
 
 The rate is the median over all epochs but the first (wall time); the processor time is that of the
 whole command, start and statistics included.
@@ -25,7 +27,6 @@ from typing import NamedTuple
 import pandas as pd
 
 DEFENSES = {"none": {}, "gauss": {"sigma": 0.01}, "sign": {}}
-CHUNK_MIB = 0.5  # 16 rows: as many chunks in memory at once as a store of many GB has
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
 
 
@@ -113,7 +114,7 @@ def compare(
     """Train on one defense's gradients in three ways, and print what came of it."""
     defense = json.dumps({"use": name, **DEFENSES[name]})
     store = {"output": folder / f"{name}.zarr", "manifest": folder / f"{name}.json"}
-    pieces = json.dumps({"chunk_mib": CHUNK_MIB, "shard_mib": 32})
+    pieces = json.dumps({"chunk_mib": arguments.chunk_mib, "shard_mib": 32})
     lti("compute-gradients", **sources, defense=defense, store=pieces, threads=1, **store)
     geometry = json.loads(store["manifest"].read_text())["geometry"]
     size = 2 if geometry["encoding"] == "scaled-float16" else 1
@@ -152,6 +153,7 @@ def main() -> None:
     parser.add_argument("--samples", type=int, default=5000)
     parser.add_argument("--epochs", type=int, default=4)
     parser.add_argument("--times", type=float, default=4.0)
+    parser.add_argument("--chunk-mib", type=float, default=0.5)
     parser.add_argument("--defenses", nargs="+", choices=DEFENSES, default=["none", "gauss"])
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
