@@ -24,7 +24,7 @@ rule run_attack:
         "../../envs/lti.yaml"
     threads: heavy_threads()
     resources:
-        gpu=lambda wildcards: 1 if parts_of_attack(wildcards) == 1 else 0,
+        gpu=1,
         mem_mb=memory(4000),
     params:
         attack=attack_settings,
@@ -51,8 +51,5 @@ use rule run_attack as attack_victim_blocks with:
         "logs/run_attack/{victims}.{fl_model}.b{batch_size}.{defense}.{attack}.part-{number}-of-{of}.log",
     benchmark:
         "logs/run_attack/{victims}.{fl_model}.b{batch_size}.{defense}.{attack}.part-{number}-of-{of}.benchmark.tsv"
-    resources:
-        gpu=1,
-        mem_mb=memory(4000),
     params:
         part_option=lambda wildcards: f"--part {wildcards.number} --parts {wildcards.of}",
