@@ -187,9 +187,14 @@ OFTEN = {"environment": {"LTI_CHECKPOINT_SECONDS": "0.3"}}
 
 
 def started(files: Path, output: Path, **options):
-    """A training of two processes that has saved something, and its processes."""
+    """A training of two processes that has saved an epoch or more, and its processes."""
+
+    def epochs_saved() -> int:
+        paths = (output.parent / "checkpoints").glob("inverter-*")
+        return max((len(read_tensors(path)[0]["history"]) for path in paths), default=0)
+
     process = start(files, output, LONG, 2, **OFTEN, **options)
-    wait_for(lambda: list((output.parent / "checkpoints").glob("inverter-*")), process)
+    wait_for(epochs_saved, process)
     workers = psutil.Process(process.pid).children(recursive=True)
     assert len(workers) == 2
     return process, workers
