@@ -10,11 +10,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lti.gpu_lease import lease_gpu
+from lti.process_group import member
 
 if TYPE_CHECKING:
     import torch
 
 __all__ = [
+    "WAIT_SECONDS",
     "Compute",
     "acquire",
     "hardware",
@@ -23,6 +25,8 @@ __all__ = [
     "peak_memory",
     "peak_memory_mib",
 ]
+
+WAIT_SECONDS = 3600.0  # for a device that another process holds
 
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # glibc's malloc.h
 
@@ -35,12 +39,13 @@ class Compute:
     dtype: torch.dtype
 
 
-def acquire(*, threads: int | None, gpus: int = 0, wait_seconds: float = 3600.0) -> Compute:
+def acquire(*, threads: int | None, gpus: int = 0, wait_seconds: float = WAIT_SECONDS) -> Compute:
     """Set the thread count and lease a GPU (:mod:`lti.gpu_lease`) where the workflow granted one.
 
     Args:
         threads: processor threads for torch; None: torch's default.
-        gpus: GPUs granted (0 or 1 are used). 0 computes on the processor.
+        gpus: GPUs granted. 0 computes on the processor, more than one on one: a process of several
+            that train together has one, which was leased before.
         wait_seconds: how long to wait for a device that another process holds.
 
     Raises:
@@ -55,7 +60,8 @@ def acquire(*, threads: int | None, gpus: int = 0, wait_seconds: float = 3600.0)
     torch.backends.cudnn.allow_tf32 = False
     torch.backends.cuda.matmul.allow_tf32 = False
     if gpus > 0:
-        index = lease_gpu(wait_seconds)
+        leased = member().size > 1
+        index = os.environ.get("CUDA_VISIBLE_DEVICES") if leased else lease_gpu(wait_seconds)
         if index is not None:
             os.environ["CUDA_VISIBLE_DEVICES"] = index
             if torch.cuda.is_available():

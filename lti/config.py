@@ -216,6 +216,12 @@ class Config(_Section):
     store: StoreSettings = Field(
         default_factory=StoreSettings, description="The gradient store's layout."
     )
+    attack_batches_per_job: int = Field(
+        1000,
+        ge=1,
+        description="An attack by optimisation, or LTI-MAP, on more victim batches is run by "
+        "several jobs, of about so many each.",
+    )
     datasets: dict[str, dict[str, Any]] = Field(description="Data sets by identifier.")
     fl_models: dict[str, dict[str, Any]] = Field(description="FL models by identifier.")
     projections: dict[str, dict[str, Any]] = Field(
@@ -260,7 +266,7 @@ class Config(_Section):
 
 RULES = {
     *("all", "default", "draw_fl_model", "compute_gradients", "observe", "train_inverter"),
-    *("compute_gradient_shards", "write_audit"),
+    *("compute_gradient_shards", "attack_victim_blocks", "write_audit"),
     *("train_generator", "fetch_backbone", "tabulate_metric"),
     *("prepare_tokenizer", "prepare_dataset", "select_auxiliary", "select_victims", "run_attack"),
     *("table1", "table2", "table3", "table_mse", "figure3", "figure4", "figure5", "figure6"),

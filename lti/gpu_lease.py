@@ -16,7 +16,7 @@ from typing import IO
 
 from lti.errors import LTIError
 
-__all__ = ["lease_gpu"]
+__all__ = ["lease_gpu", "lease_gpus"]
 
 JOB_IDS = ("SLURM_JOB_ID", "PBS_JOBID", "LSB_JOBID")  # SLURM, PBS, LSF
 _POLL_SECONDS = 0.5
@@ -24,7 +24,12 @@ _held: dict[str, IO[str]] = {}  # open, and so held, until the process ends
 
 
 def lease_gpu(wait_seconds: float) -> str | None:
-    """Return a device that no other process has leased, and keep it until this process ends.
+    """Return one device (:func:`lease_gpus`), or None where there are no devices."""
+    return next(iter(lease_gpus(1, wait_seconds)), None)
+
+
+def lease_gpus(count: int, wait_seconds: float) -> list[str]:
+    """Return devices that no other process has leased, and keep them until this process ends.
 
     The pool is ``CUDA_VISIBLE_DEVICES`` where a scheduler has set it, otherwise all of the node's
     devices, found without starting CUDA. The locks lie in ``LTI_LEASES``, by default
@@ -32,37 +37,52 @@ def lease_gpu(wait_seconds: float) -> str | None:
     it confines jobs, each sees its devices as 0, 1, ...: so a job's locks are its own.
 
     Args:
-        wait_seconds: how long to wait where all are held; a message says that it does.
+        count: how many; all are taken at once, or none.
+        wait_seconds: how long to wait where too many are held; a message says that it does.
 
     Returns:
-        its index or identifier; the same one at every call; None where there are no devices.
+        their indices or identifiers; the same ones at every call; empty where there are no devices.
 
     Raises:
-        LTIError: all stayed held, or the folder of the locks cannot be used.
+        LTIError: the pool has fewer, too many stayed held, or the folder of the locks cannot be
+            used.
     """
     if _held:
-        return next(iter(_held))
+        return list(_held)
     devices = _visible_gpus()
     if not devices:
-        return None
+        return []
+    if len(devices) < count:
+        raise LTIError(
+            f"{count} GPUs were granted, and this process may use {len(devices)} "
+            f"({', '.join(devices)}). Lower --resources gpu=N to the number of devices on this "
+            f"machine."
+        )
     folder = _folder()
     began = time.monotonic()
     waiting = False
+    whose = "all" if count == 1 else "too many"
     while True:
+        taken: dict[str, IO[str]] = {}
         for device in devices:
             if (lock := _try_lock(folder / f"{device.replace('/', '_')}.lock")) is not None:
-                _held[device] = lock
-                return device
+                taken[device] = lock
+                if len(taken) == count:
+                    _held.update(taken)
+                    return list(_held)
+        for lock in taken.values():  # two that wait for one another's would wait for ever
+            lock.close()
         if time.monotonic() - began > wait_seconds:
             raise LTIError(
-                f"all GPUs ({', '.join(devices)}) stayed held for {wait_seconds:.0f} s by other "
-                f"stages. Lower --resources gpu=N to the number of devices on this machine."
+                f"{whose} GPUs ({', '.join(devices)}) stayed held for {wait_seconds:.0f} s by "
+                f"other stages. Lower --resources gpu=N to the number of devices on this machine."
             )
         if not waiting:
             waiting = True
             print(
-                f"all GPUs ({', '.join(devices)}) are held by other stages (locks in {folder}): "
-                f"waiting up to {wait_seconds:.0f} s for one.",
+                f"{whose} GPUs ({', '.join(devices)}) are held by other stages (locks in "
+                f"{folder}): waiting up to {wait_seconds:.0f} s for "
+                f"{count if count > 1 else 'one'}.",
                 file=sys.stderr,
                 flush=True,
             )

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
+
+from lti.interruption import Interrupted, asked_to_leave, take_the_time
+from lti.process_group import ALONE, ProcessGroup
 
 if TYPE_CHECKING:
     from lti.checkpoint import Checkpoint
@@ -28,6 +33,8 @@ class TrainingState:
         optimizers: by name.
         columns: of ``history``; the first counts epochs.
         device: whose random state decides dropout.
+        group: the processes that train together, all with the same state but the random one, of
+            which the first one's is saved.
     """
 
     def __init__(
@@ -38,7 +45,9 @@ class TrainingState:
         optimizers: Mapping[str, torch.optim.Optimizer],
         columns: Sequence[str],
         device: torch.device,
+        group: ProcessGroup = ALONE,
     ) -> None:
+        self._group = group
         self._checkpoint, self._columns, self._device = checkpoint, columns, device
         self._networks, self._optimizers = networks, optimizers
         self.step = 0
@@ -46,7 +55,7 @@ class TrainingState:
         self.kept: dict[str, torch.Tensor] = {}
 
     def save_if_due(self, kept: Callable[[], Mapping[str, torch.Tensor]]) -> None:
-        """Save, where enough time has passed or the process was asked to leave.
+        """Save, where enough time has passed or some process of the group was asked to leave.
 
         Args:
             kept: returns the caller's own tensors.
@@ -54,8 +63,18 @@ class TrainingState:
         Raises:
             Interrupted: it was asked to leave.
         """
-        if not self._checkpoint.due():
+        if not self._group.most(self._checkpoint.due())[0]:
             return
+        take_the_time()
+        own = kept()
+        if self._group.is_first:
+            with suppress(Interrupted):  # all leave together, below
+                self._save(own)
+        (number,) = self._group.most(asked_to_leave() or 0)  # no process gets here before the save
+        if number:
+            raise Interrupted(signal.Signals(int(number)))
+
+    def _save(self, kept: Mapping[str, torch.Tensor]) -> None:
         table = [[float(record[key]) for key in self._columns] for record in self.history]
         state = {"history": torch.tensor(table, dtype=torch.float64), "random": _random("cpu")}
         if self._device.type == "cuda":
@@ -65,7 +84,7 @@ class TrainingState:
         for name, optimizer in self._optimizers.items():
             for number, slots in optimizer.state_dict()["state"].items():
                 state |= {f"optimizer/{name}/{number}/{key}": v for key, v in slots.items()}
-        state |= {f"kept/{key}": value for key, value in kept().items()}
+        state |= {f"kept/{key}": value for key, value in kept.items()}
         self._checkpoint.save(state, position=self.step)
 
     def restore(self) -> bool:

@@ -136,3 +136,18 @@ def test_an_empty_grant_is_no_device(pool, monkeypatch):
 def test_granted_gpus_that_torch_cannot_use_leave_the_processor(pool, capsys):
     assert acquire(threads=None, gpus=1).device.type == "cpu"
     assert "GPU 0 was granted, but torch" in capsys.readouterr().err
+
+
+def test_several_devices_are_leased_at_once_or_none(pool, monkeypatch):
+    other = worker(3.0)
+    taken = first_line(other)
+    left = [device for device in pool if device != taken]
+    with pytest.raises(LTIError, match=r"too many GPUs .* stayed held"):
+        gpu_lease.lease_gpus(4, 0)
+    assert gpu_lease._held == {}
+    assert gpu_lease.lease_gpus(3, 60) == left  # those that were let go again
+    assert gpu_lease.lease_gpus(3, 0) == left
+    other.communicate(timeout=60)
+    with monkeypatch.context() as fresh, pytest.raises(LTIError, match=r"5 GPUs were granted.*4"):
+        fresh.setattr(gpu_lease, "_held", {})
+        gpu_lease.lease_gpus(5, 0)

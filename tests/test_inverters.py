@@ -413,7 +413,7 @@ def test_steps_are_as_many_whatever_the_sizes_say(auxiliary, tmp_path):
 def test_training_ends_where_it_no_longer_helps(auxiliary, tmp_path, monkeypatch):
     data = auxiliary()
     errors = iter([0.5, 0.4, 0.45, 0.41, 0.3])
-    monkeypatch.setattr("lti.inverters.train.held_out_error", lambda *_: next(errors))
+    monkeypatch.setattr("lti.inverters.train.held_out_error", lambda *_, **__: next(errors))
     _, history = train(preset(epochs=5, patience=8), data, tmp_path)
     assert [record["held_out_loss"] for record in history] == [0.5, 0.4, 0.45, 0.41]
 

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import fft, special
 
-from lti.attacks import ATTACKS, Observations
+from lti.attacks import ATTACKS, Observations, Reconstruction
 from lti.attacks.calibrate import HeldOut, calibrate, psnr
 from lti.attacks.gauss_newton import Posterior, maximise
 from lti.attacks.likelihood import (
@@ -28,6 +28,7 @@ from lti.attacks.likelihood import (
     likelihood_of,
 )
 from lti.attacks.lti_map import Known
+from lti.attacks.parts import WHOLE, Part
 from lti.attacks.prior import Covariance, dct_matrix
 from lti.attacks.refinement import Client, Refinement
 from lti.checkpoint import Checkpoint
@@ -392,7 +393,9 @@ def attack(**settings_):
     return ATTACKS["lti-map"](**given_ | settings_)
 
 
-def reconstruct(case: Case, known: Known, folder, progress: Progress = QUIET, **settings_):
+def reconstruct(
+    case: Case, known: Known, folder, progress: Progress = QUIET, part: Part = WHOLE, **settings_
+):
     facts = {**known.facts, "attack": attack(**settings_).tuned}
     return attack(**settings_).reconstruct(
         case.observations(),
@@ -401,6 +404,7 @@ def reconstruct(case: Case, known: Known, folder, progress: Progress = QUIET, **
         progress=progress,
         checkpoints=folder,
         knowledge=replace(known, facts=facts),
+        part=part,
     )
 
 
@@ -561,6 +565,25 @@ def test_victims_in_parts_and_an_interruption_change_nothing(lenet, tmp_path, mo
     assert float((parts.sample - whole.sample).square().mean()) < 1e-5
     again = reconstruct(case, known, tmp_path / "again")
     assert torch.equal(parts.sample, again.sample)
+
+
+@pytest.mark.parametrize(
+    ("settings_", "helps"),
+    [({}, True), ({"from_noise": True}, True), ({}, False)],
+    ids=["start", "noise", "no-help"],
+)
+def test_parts_have_the_bytes_of_one_job(lenet, tmp_path, monkeypatch, settings_, helps):
+    case = Case(lenet, DEFENSES["sign"]())
+    known = case.known(case.calibrated(iterations=1).refinement, helps=helps)
+    monkeypatch.setattr(Client, "at_once", lambda self, device: 4)  # of 6
+    whole = reconstruct(case, known, tmp_path / "whole", **settings_)
+    parts = [
+        reconstruct(case, known, tmp_path / str(k), part=Part(k, 3), **settings_) for k in range(3)
+    ]
+    assert [len(part.sample) for part in parts] == [0, 4, 2]
+    joined = Reconstruction.joined([part for part in parts if len(part.sample)]).tensors
+    assert joined.keys() == whole.tensors.keys()
+    assert all(torch.equal(joined[key], value) for key, value in whole.tensors.items())
 
 
 def test_a_refinement_is_read_as_it_was_written(lenet, tmp_path):

@@ -13,6 +13,7 @@ from torch import nn
 from lti.attacks import ATTACKS, Observations, Reconstruction
 from lti.attacks.matching import matching_objective
 from lti.attacks.minimise import evenly_spaced, minimise, warm_up
+from lti.attacks.parts import Part
 from lti.attacks.tag import nearest_tokens
 from lti.attacks.tag_distance import layer_weights, tag_distances
 from lti.checkpoint import Checkpoint
@@ -310,6 +311,19 @@ def test_victim_batches_are_independent_problems(language_model, tmp_path, monke
     assert steps.count == 18
     torch.testing.assert_close(whole.objective, alone.objective, rtol=1e-4, atol=1e-6)
     assert torch.equal(whole.sample, alone.sample)
+
+
+def test_parts_have_the_bytes_of_one_job(language_model, tmp_path, monkeypatch):
+    observations = observe(language_model, size=2)
+    monkeypatch.setattr("lti.attacks.optimise.MEMORY_MIB", 0)
+    method = ATTACKS["tag"](iterations=6, warmup=2)
+    options = {"compute": CPU, "seed": 0, "progress": Steps(), "checkpoints": tmp_path}
+    whole = method.reconstruct(observations, **options)
+    parts = [method.reconstruct(observations, **options, part=Part(k, 2)) for k in range(2)]
+    assert [len(part.sample) for part in parts] == [1, 2]
+    joined = Reconstruction.joined(parts).tensors
+    assert joined.keys() == whole.tensors.keys()
+    assert all(torch.equal(joined[key], value) for key, value in whole.tensors.items())
 
 
 def test_an_interrupted_attack_resumes_to_the_identical_result(

@@ -222,6 +222,31 @@ def test_a_store_that_several_jobs_write_has_the_bytes_of_one(checkout):
     ]
 
 
+def test_an_attack_that_several_jobs_run_has_the_bytes_of_one(checkout):
+    code = checkout.folder / "lti/attacks/optimise.py"
+    text = code.read_text()
+    assert "MEMORY_MIB = 1024.0" in text
+    code.write_text(text.replace("MEMORY_MIB = 1024.0", "MEMORY_MIB = 0.0"))  # four blocks
+    folder = checkout.folder / f"results/reconstructions/{VICTIMS}/lenet/b2/sign"
+    files = [folder / f"ig{suffix}" for suffix in (".safetensors", ".json")]
+    target = str(files[0].relative_to(checkout.folder))
+    checkout.run(target)
+    expected = [file.read_bytes() for file in files]
+    for file in files:
+        file.unlink()
+    checkout.configure({"attack_batches_per_job": 3})
+    planned = [job.split()[0] for job in checkout.planned(target)]
+    assert planned == ["attack_victim_blocks"] * 2 + ["run_attack"]
+    checkout.run(target)
+    assert [file.read_bytes() for file in files] == expected
+    assert sorted(path.name for path in folder.glob("ig*")) == ["ig.json", "ig.safetensors"]
+    assert len(list(checkout.folder.glob("logs/run_attack/*.ig.part-*-of-2.log"))) == 2
+    # As many victims as a job takes are not divided.
+    checkout.configure({"attack_batches_per_job": 4})
+    again = checkout.planned(target, options=["--forcerun", "run_attack"])
+    assert [job.split()[0] for job in again] == ["run_attack"]
+
+
 def flip_a_byte(file: Path) -> None:
     content = bytearray(file.read_bytes())
     content[len(content) // 3] ^= 1

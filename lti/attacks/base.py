@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field, ValidationError, model_validator
 
+from lti.attacks.parts import WHOLE, Part
 from lti.data.samples import Modality
 from lti.errors import LTIError
 from lti.fl_models import attacked
@@ -108,6 +109,32 @@ class Reconstruction:
     diagnostics: Mapping[str, torch.Tensor] = field(default_factory=dict)
     """What else is known of each victim batch, ``(n, ...)``, by name."""
 
+    @classmethod
+    def joined(cls, blocks: Sequence[Reconstruction]) -> Reconstruction:
+        """Return one block after another, all of the same kind; of none, nothing."""
+        import torch
+
+        if not blocks:
+            return cls(torch.empty(0))
+        objectives = [block.objective for block in blocks if block.objective is not None]
+        return cls(
+            torch.cat([block.sample for block in blocks]),
+            torch.cat(objectives) if objectives else None,
+            blocks[0].step,
+            {
+                name: torch.cat([block.diagnostics[name] for block in blocks])
+                for name in blocks[0].diagnostics
+            },
+        )
+
+    @property
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """All of it by name, as it is written."""
+        tensors = {"reconstruction": self.sample}
+        if self.objective is not None and self.step is not None:
+            tensors |= {"objective": self.objective, "objective_step": self.step}
+        return {**tensors, **self.diagnostics} if len(self.sample) else {}
+
 
 class Attack(Settings):
     """Base of all attacks.
@@ -119,6 +146,8 @@ class Attack(Settings):
     needs: ClassVar[tuple[Need, ...]] = ()
     modality: ClassVar[Modality | None] = None
     """What it reconstructs; None: whatever there is."""
+    is_divisible: ClassVar[bool] = False
+    """Whether several jobs can attack blocks of many victim batches, each its own."""
 
     victims: int | None = Field(
         None, ge=1, description="Attack only the first so many victim batches; null: all."
@@ -206,6 +235,7 @@ class Attack(Settings):
         progress: Progress,
         checkpoints: Path,
         knowledge: Any = None,
+        part: Part = WHOLE,
     ) -> Reconstruction:
         """Return the reconstructions.
 
@@ -216,6 +246,8 @@ class Attack(Settings):
             progress: told of every step.
             checkpoints: a folder for resuming; need not exist.
             knowledge: what ``load`` returned.
+            part: whose victim batches to attack, where this ``is_divisible``. Every draw is at the
+                place of its victim batch among all.
         """
 
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import Field
 
 from lti.attacks.base import ATTACKS, Attack, Observations, Reconstruction
+from lti.attacks.parts import WHOLE, Part
 from lti.checkpoint import Checkpoint
 from lti.errors import LTIError
 from lti.files import digest_arrays, digest_json, read_tensors
@@ -59,6 +60,7 @@ class MaximumAPosteriori(Attack):
 
     needs = ("prior", "start")
     modality = "image"
+    is_divisible = True
 
     start: str = Field(description="A key of `attacks` that uses lti: what is refined.")
     priors: list[PriorKind] = Field(
@@ -131,6 +133,7 @@ class MaximumAPosteriori(Attack):
         progress: Progress,
         checkpoints: Path,
         knowledge: Any = None,
+        part: Part = WHOLE,
     ) -> Reconstruction:
         """Return the most probable samples (see :class:`lti.attacks.Attack`).
 
@@ -146,28 +149,30 @@ class MaximumAPosteriori(Attack):
         self._check(observations, known, seed)
         count = len(observations.gradient)
         start = known.start[:count]
+        client = Client(
+            observations.model, observations.network, observations.defense, observations.batch_size
+        )
+        blocks = part.blocks(count, client.at_once(compute.device))
         if not known.facts["helps"]:
             progress.say(f"not refined: {known.facts['reason']}")
             none = torch.zeros(count, dtype=torch.bool)
-            return Reconstruction(start, diagnostics={"refined": none})
+            return Reconstruction.joined(
+                [Reconstruction(start[r], diagnostics={"refined": none[r]}) for r in blocks]
+            )
         label = observations.label
         if label is None:
             raise LTIError(
                 f"attack {self.name} got unknown labels; expected known ones: it explains the "
                 f"gradient of the loss at the labels. Use {self.start}."
             )
-        client = Client(
-            observations.model, observations.network, observations.defense, observations.batch_size
-        )
-        at_once = client.at_once(compute.device)
         draw = None
         if self.from_noise:
             shape = (count, observations.batch_size, known.refinement.covariance.dimension)
             draw = torch.randn(shape, generator=torch_generator(seed, self.name, "begin"))
-        progress.start(total=count * self.iterations, unit="steps")
+        own = sum(rows.stop - rows.start for rows in blocks)
+        progress.start(total=own * self.iterations, unit="steps")
         parts = []
-        for first in range(0, count, at_once):
-            rows = slice(first, min(first + at_once, count))
+        for rows in blocks:
             observed = observations.gradient[rows]
             received = {"gradient": observed.numpy(), "label": label[rows].numpy()}
             settings = {
@@ -179,9 +184,9 @@ class MaximumAPosteriori(Attack):
             checkpoint = Checkpoint(
                 checkpoints / f"victims-{rows.start}-{rows.stop}.safetensors", settings
             )
-            refined = known.refinement.refine(
+            sample, kept, found = known.refinement.refine(
                 client,
-                *(part.to(compute.device) for part in (start[rows], observed, label[rows])),
+                *(given.to(compute.device) for given in (start[rows], observed, label[rows])),
                 ordered=known.facts["ordered"],
                 begin=None if draw is None else draw[rows].to(compute.device),
                 iterations=self.iterations,
@@ -189,23 +194,21 @@ class MaximumAPosteriori(Attack):
                 checkpoint=checkpoint,
                 progress=progress,
             )
-            parts.append(refined)
-        kept = torch.cat([part[1] for part in parts]).cpu()
-        found = [part[2] for part in parts]
-        converged = torch.cat([part.converged for part in found]).cpu()
-        progress.say(
-            f"{int(kept.sum()):,} of {count:,} batches refined, {int(converged.sum()):,} converged"
+            outcome = {"slope": found.slope, "converged": found.converged, "refined": kept}
+            parts.append(
+                Reconstruction(
+                    sample.cpu(),
+                    found.objective.cpu(),
+                    torch.arange(self.iterations + 1),
+                    {key: value.cpu() for key, value in outcome.items()},
+                )
+            )
+        whole = Reconstruction.joined(parts)
+        refined, converged = (
+            int(whole.diagnostics[key].sum()) if parts else 0 for key in ("refined", "converged")
         )
-        return Reconstruction(
-            torch.cat([part[0] for part in parts]).cpu(),
-            torch.cat([part.objective for part in found]).cpu(),
-            torch.arange(self.iterations + 1),
-            {
-                "slope": torch.cat([part.slope for part in found]).cpu(),
-                "converged": converged,
-                "refined": kept,
-            },
-        )
+        progress.say(f"{refined:,} of {own:,} batches refined, {converged:,} converged")
+        return whole
 
     @property
     def tuned(self) -> dict[str, Any]:

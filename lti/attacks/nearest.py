@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import Field
 
 from lti.attacks.base import ATTACKS, Attack, Observations, Reconstruction
+from lti.attacks.parts import WHOLE, Part
 from lti.errors import LTIError
 from lti.fl_models import network_digest
 
@@ -103,6 +104,7 @@ class NearestNeighbour(Attack):
         progress: Progress,
         checkpoints: Path,
         knowledge: Any = None,
+        part: Part = WHOLE,
     ) -> Reconstruction:
         """Return the nearest samples (see :class:`lti.attacks.Attack`).
 

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from lti.attacks.base import Attack, Observations, Reconstruction
 from lti.attacks.matching import COSINE, Distances, MatchingObjective, matching_objective
 from lti.attacks.minimise import Minimum, evenly_spaced
+from lti.attacks.parts import WHOLE, Part, block_bytes
 from lti.checkpoint import Checkpoint
-from lti.compute import memory_budget
 from lti.errors import LTIError
 from lti.files import digest_arrays
 from lti.seeding import torch_generator
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 __all__ = ["OptimisationAttack", "Problems"]
 
-MEMORY_MIB = 1024.0  # on the processor; on a GPU half of what is free
+MEMORY_MIB = 1024.0  # of a block, on the processor
 
 
 @dataclass(frozen=True)
@@ -61,6 +61,8 @@ class Problems:
 class OptimisationAttack(Attack):
     """Base of the attacks that match gradients, label by label: labels are given."""
 
+    is_divisible = True
+
     # Measured: temporary floats per coordinate of a sample's gradient, 14 with LeNet and 20 with
     # ResNet20, activations included.
     floats_per_coordinate: ClassVar[int] = 24
@@ -74,6 +76,7 @@ class OptimisationAttack(Attack):
         progress: Progress,
         checkpoints: Path,
         knowledge: Any = None,
+        part: Part = WHOLE,
     ) -> Reconstruction:
         """Return the iterates of lowest objective (see :class:`lti.attacks.Attack`).
 
@@ -92,8 +95,10 @@ class OptimisationAttack(Attack):
         self.check_whole(observations)
         count = len(observations.gradient)
         per_problem = self.floats_per_problem(observations, knowledge)
-        at_once = max(1, memory_budget(compute.device, MEMORY_MIB) // (4 * per_problem))
-        progress.start(total=self.steps_per_victim * count, unit="victim-steps")
+        at_once = max(1, block_bytes(compute.device, MEMORY_MIB) // (4 * per_problem))
+        blocks = part.blocks(count, at_once)
+        own = sum(rows.stop - rows.start for rows in blocks)
+        progress.start(total=self.steps_per_victim * own, unit="victim-steps")
         shape = self.start_shape(observations, knowledge)
         start = torch.randn((count, *shape), generator=torch_generator(seed, self.name, "start"))
         distance = matching_objective(
@@ -104,9 +109,8 @@ class OptimisationAttack(Attack):
             distances=self.distances(observations),
         )
         step = evenly_spaced(self.iterations_in_all)
-        parts = []
-        for first in range(0, count, at_once):
-            rows = slice(first, min(first + at_once, count))
+        minima = []
+        for rows in blocks:
             observed, label = observations.gradient[rows], target[rows]
             settings = {
                 **self.canonical(),
@@ -131,16 +135,19 @@ class OptimisationAttack(Attack):
                 progress,
             )
             begin = start[rows].to(compute.device)
-            parts.append(self.solve(problems, begin, step, knowledge))
-        if failed := sum(int((~torch.isfinite(part.lowest)).sum()) for part in parts):
+            minima.append(self.solve(problems, begin, step, knowledge))
+        if failed := sum(int((~torch.isfinite(found.lowest)).sum()) for found in minima):
             raise LTIError(
                 f"the objective of {failed} victim batches was never a finite number. Lower the "
                 f"learning rate of {self.name}."
             )
-        return Reconstruction(
-            self.read_out(torch.cat([part.kept for part in parts]), observations).cpu(),
-            torch.cat([part.objective for part in parts]).cpu(),
-            step,
+        return Reconstruction.joined(
+            [
+                Reconstruction(
+                    self.read_out(found.kept, observations).cpu(), found.objective.cpu(), step
+                )
+                for found in minima
+            ]
         )
 
     @property

@@ -12,8 +12,8 @@ import torch
 
 from lti.attacks.gauss_newton import Maximum, Posterior, maximise
 from lti.attacks.likelihood import likelihood_of
+from lti.attacks.parts import block_bytes
 from lti.attacks.prior import Covariance
-from lti.compute import memory_budget
 from lti.errors import LTIError
 from lti.files import digest_arrays, digest_json, read_tensors, write_tensors
 from lti.fl_models import attacked
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Client", "Refinement"]
 
-MEMORY_MIB = 2048.0  # on the processor; on a GPU half of what is free
+MEMORY_MIB = 2048.0  # of a block, on the processor
 FLOATS_PER_COORDINATE = 50  # temporary ones, of a sample's gradient; measured with LeNet
 
 
@@ -48,7 +48,7 @@ class Client:
         """Return how many client batches to refine at once."""
         width = sum(value.numel() for value in attacked(self.model, self.network).values())
         per_batch = 4 * FLOATS_PER_COORDINATE * self.batch_size * width
-        return max(1, memory_budget(device, MEMORY_MIB) // per_batch)
+        return max(1, block_bytes(device, MEMORY_MIB) // per_batch)
 
     def gradients(self, sample: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
         """Return each sample's gradients, ``(n, B, p)``, of samples ``(n, B, ...)``."""

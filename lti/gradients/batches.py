@@ -17,6 +17,7 @@ from lti.errors import LTIError
 from lti.gradients.encoding import ENCODINGS, EncodedRows, decode_rows
 from lti.gradients.prefetch import prefetched_groups
 from lti.gradients.store_reader import GradientStore
+from lti.process_group import ALONE, ProcessGroup
 
 if TYPE_CHECKING:
     import torch
@@ -47,6 +48,7 @@ class TrainingRows:
         memory_mib: float = 4096.0,
         device: torch.device | str = "cpu",
         resident: bool | None = None,
+        group: ProcessGroup = ALONE,
     ) -> None:
         """Load the rows if they fit.
 
@@ -57,6 +59,7 @@ class TrainingRows:
             memory_mib: host memory for rows, in MiB. Rows held on a GPU take none of it.
             device: where batches are delivered.
             resident: hold the rows (True) or stream them (False) regardless of their size.
+            group: of several processes each streams chunks of its own, other ones every epoch.
 
         Raises:
             LTIError: no rows, rows outside the store, less memory than two chunks, or a
@@ -64,7 +67,7 @@ class TrainingRows:
         """
         import torch
 
-        self._store = store
+        self._store, self._group = store, group
         self.rows = _checked_range(store, rows, limit)
         self.device = torch.device(device)
         self._budget = int(memory_mib * _MIB)
@@ -115,7 +118,8 @@ class TrainingRows:
     def epoch(self, batch_size: int, *, seed: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         """Yield every row exactly once, in an order that the seed decides.
 
-        The order also depends on whether the rows are streamed, and then on ``memory_mib``.
+        The order also depends on whether the rows are streamed, and then on ``memory_mib``. Of
+        streamed rows, a process of several yields those of its own chunks.
 
         Args:
             batch_size: rows of a batch; the last batch may have fewer.
@@ -198,7 +202,8 @@ class TrainingRows:
 
         generator = torch.Generator().manual_seed(seed)
         order = torch.randperm(len(self._chunks), generator=generator).tolist()
-        chunks = [self._chunks[position] for position in order]
+        own = order[self._group.rank :: self._group.size]
+        chunks = [self._chunks[position] for position in own]
         groups = [
             chunks[first : first + self._per_group]
             for first in range(0, len(chunks), self._per_group)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from pydantic import Field
 
 from lti.data.samples import Modality
+from lti.process_group import ALONE, ProcessGroup
 from lti.registry import Registry, Settings
 
 if TYPE_CHECKING:
@@ -94,6 +95,10 @@ class Inverter(Settings):
     single: ClassVar[bool] = False
     """Whether it takes client batches of one sample alone."""
 
+    shared: ClassVar[bool] = False
+    """Whether several processes can fit it together, each its part of every batch: the loss of a
+    batch is then the mean of its client batches' losses, which do not depend on one another."""
+
     seed: int = Field(0, description="Root seed of all random draws.")
     use_mirrored: bool = Field(False, description="Also learn from mirrored images.")
     holdout: float = Field(
@@ -117,6 +122,7 @@ class Inverter(Settings):
         checkpoint: Checkpoint,
         progress: Progress,
         memory_mib: float,
+        group: ProcessGroup = ALONE,
     ) -> tuple[TrainedInverter, list[dict[str, Any]]]:
         """Fit the decoder to auxiliary data.
 
@@ -125,7 +131,8 @@ class Inverter(Settings):
             compute: where to run.
             checkpoint: state for resuming, where there is any.
             progress: told of every step.
-            memory_mib: host memory for training rows.
+            memory_mib: host memory for training rows, of all processes.
+            group: the processes that fit it together; more than one where it is ``shared``.
 
         Returns:
             the inverter, and a record (:data:`lti.inverters.train.HISTORY`) for each epoch.
@@ -193,6 +200,7 @@ class NetworkInverter(Inverter):
         checkpoint: Checkpoint,
         progress: Progress,
         memory_mib: float,
+        group: ProcessGroup = ALONE,
     ) -> tuple[TrainedInverter, list[dict[str, Any]]]:
         """Train the network: :func:`lti.inverters.train.train_inverter`."""
         from lti.inverters.train import train_inverter
@@ -204,6 +212,7 @@ class NetworkInverter(Inverter):
             checkpoint=checkpoint,
             progress=progress,
             memory_mib=memory_mib,
+            group=group,
         )
 
     @property

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from pydantic import Field, model_validator
 
 from lti.inverters.base import INVERTERS, Inverter, Task
+from lti.process_group import ALONE, ProcessGroup
 
 if TYPE_CHECKING:
     import torch
@@ -104,6 +105,7 @@ class KernelInverter(Inverter):
         checkpoint: Checkpoint,
         progress: Progress,
         memory_mib: float,
+        group: ProcessGroup = ALONE,
     ) -> tuple[TrainedInverter, list[dict[str, Any]]]:
         """Solve for the images, and refine: :func:`lti.inverters.kernel_fit.fit_kernel`."""
         from lti.inverters.kernel_fit import fit_kernel

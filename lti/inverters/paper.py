@@ -30,6 +30,7 @@ class PaperInverter(NetworkInverter):
     """
 
     precision = "float32"
+    shared = True
 
     epochs: int = Field(200, ge=1, description="Passes over the auxiliary set.")
     learning_rate: float = Field(1e-4, gt=0, description="Of Adam.")

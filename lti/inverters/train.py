@@ -23,6 +23,7 @@ from lti.inverters.inputs import (
     statistics_sample,
 )
 from lti.inverters.trained import TrainedInverter, precision_of
+from lti.process_group import ALONE, ProcessGroup
 from lti.seeding import derive_seed, torch_generator
 from lti.training_state import TrainingState, copy_of
 
@@ -69,6 +70,7 @@ def train_inverter(
     checkpoint: Checkpoint,
     progress: Progress,
     memory_mib: float = 4096.0,
+    group: ProcessGroup = ALONE,
 ) -> tuple[TrainedInverter, list[dict[str, Any]]]:
     """Train an inverter and keep the epoch that is best on held-out auxiliary data.
 
@@ -79,13 +81,18 @@ def train_inverter(
     comes from a stream named after the epoch, so a run that was interrupted and resumed
     ends with the same weights, bit for bit, as one that was not.
 
+    Several processes, each its part of every batch, train as one does but for rounding, and for
+    dropout, which each draws by itself; of streamed rows the batches are others. Any number may go
+    on from what was saved.
+
     Args:
         settings: the preset.
         data: the auxiliary set with its stored gradients.
         compute: where to run.
         checkpoint: state for resuming, at any step.
         progress: told of every step.
-        memory_mib: host memory for training rows.
+        memory_mib: host memory for training rows, of all processes.
+        group: the processes that train together, with equal arguments otherwise.
 
     Returns:
         the trained inverter, and one record per epoch: ``epoch``, ``train_loss``,
@@ -93,20 +100,32 @@ def train_inverter(
         ``peak_memory_mib``.
 
     Raises:
-        LTIError: store and auxiliary set do not fit, a checkpoint of other settings, or a
-            loss that is not finite.
+        LTIError: store and auxiliary set do not fit, a checkpoint of other settings, a loss
+            that is not finite, or batches that are smaller than the group.
         Interrupted: the process was asked to leave, and has saved.
     """
+    if settings.batch_size < group.size:
+        raise LTIError(
+            f"batches of {settings.batch_size} for {group.size} processes; expected one of each at "
+            f"least. Use fewer processes."
+        )
     learned, kept = data.split(settings.holdout)
     rows = range(learned.stop * data.views)
     torch.manual_seed(derive_seed(settings.seed, "weights"))
     task = data.task
     statistics = settings.statistics(task, statistics_sample(settings, data, learned.stop))
     network = settings.network(task, statistics).to(compute.device)
+    group.copy_from_first(network.state_dict().values())
     # Victims' inputs are never rounded: a decoder in float32 must not be trained on bfloat16.
     dtype = torch.float32 if settings.precision == "float32" else compute.dtype
     inputs = TrainingInputs(
-        data, rows, encoder=network.encoder, compute=compute, dtype=dtype, memory_mib=memory_mib
+        data,
+        rows,
+        encoder=network.encoder,
+        compute=compute,
+        dtype=dtype,
+        memory_mib=memory_mib,
+        group=group,
     )
     held_out = held_out_inputs(
         settings,
@@ -129,6 +148,7 @@ def train_inverter(
         optimizers={"optimizer": optimizer},
         columns=HISTORY,
         device=compute.device,
+        group=group,
     )
     if state.restore():
         best = _Best.of(state.kept)
@@ -145,11 +165,13 @@ def train_inverter(
         skip = state.step - epoch * steps  # 0, unless resumed inside the epoch
         if skip:
             sums = state.kept["sums"]  # of losses, samples and seconds
+            sums *= group.is_first  # which has those of all processes
             noise.set_state(state.kept["noise"].cpu())
         else:
             sums = torch.zeros(3, dtype=torch.float64, device=compute.device)
             torch.manual_seed(derive_seed(seed, "dropout"))
-        within = partial(_within_epoch, sums, began, noise, best)
+        loss = sums[0]
+        within = partial(_within_epoch, sums, began, noise, best, group)
         network.train()
         for index, batch in inputs.epoch(
             settings.batch_size, seed=seed, noise=noise, mirrored=settings.use_mirrored, skip=skip
@@ -157,25 +179,29 @@ def train_inverter(
             if state.step == in_all:
                 break
             factor = settings.learning_rate_factor(state.step / in_all)
-            for group in optimizer.param_groups:
-                group["lr"] = settings.learning_rate * factor
-            target = targets(value, index, data.views)
-            label = data.labels(index) if settings.ordered_by_label else None
-            with precision_of(settings, compute):
-                loss = network.decoder.loss(batch, target, label).mean()
+            for slot in optimizer.param_groups:
+                slot["lr"] = settings.learning_rate * factor
             optimizer.zero_grad(set_to_none=True)
-            loss.backward()
+            if len(index):
+                if not group.is_first:
+                    torch.manual_seed(derive_seed(seed, "dropout", group.rank, state.step))
+                target = targets(value, index, data.views)
+                label = data.labels(index) if settings.ordered_by_label else None
+                with precision_of(settings, compute):
+                    loss = network.decoder.loss(batch, target, label).mean()
+                loss.backward()
+                sums[0] += loss.detach() * index.numel()
+                sums[1] += index.numel()
+            group.average_gradients(network.decoder.parameters(), weight=len(index))
             optimizer.step()
-            sums[0] += loss.detach() * index.numel()
-            sums[1] += index.numel()
             state.step += 1
-            progress.advance(index.numel(), epoch=epoch + 1, loss=loss.detach())
+            progress.advance(index.numel() * group.size, epoch=epoch + 1, loss=loss.detach())
             if state.step < min((epoch + 1) * steps, in_all):
                 state.save_if_due(within)
         network.eval()
         with precision_of(settings, compute):
-            error = held_out_error(network.decoder, held_out)
-        total, seen, earlier = sums.tolist()
+            error = held_out_error(network.decoder, held_out, group=group)
+        total, seen, earlier = group.sum(sums).tolist()
         seconds = earlier + time.monotonic() - began
         history.append(
             {
@@ -185,7 +211,7 @@ def train_inverter(
                 "learning_rate": settings.learning_rate * factor,
                 "seconds": seconds,
                 "samples_per_second": seen / seconds,
-                "peak_memory_mib": peak_memory_mib(compute),
+                "peak_memory_mib": group.most(peak_memory_mib(compute))[0],
             }
         )
         for loss_value in (history[-1]["train_loss"], error):
@@ -212,8 +238,8 @@ def _is_over(history: list[dict[str, Any]], steps: int, patience: int | None) ->
 
 
 def _within_epoch(
-    sums: torch.Tensor, began: float, noise: torch.Generator, best: _Best
+    sums: torch.Tensor, began: float, noise: torch.Generator, best: _Best, group: ProcessGroup
 ) -> dict[str, torch.Tensor]:
     """Return what resuming inside an epoch needs beside the training's state."""
-    passed = sums + sums.new_tensor([0, 0, time.monotonic() - began])
+    passed = group.sum(sums) + sums.new_tensor([0, 0, time.monotonic() - began])
     return {"sums": passed, "noise": noise.get_state(), **best.tensors()}

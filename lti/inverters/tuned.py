@@ -30,6 +30,7 @@ class TunedInverter(NetworkInverter):
     """
 
     ordered_by_label = True
+    shared = True
 
     epochs: int = Field(14, ge=1, description="Passes over the auxiliary set.")
     batch_size: int = Field(128, ge=1, description="Client batches a step.")

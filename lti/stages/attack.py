@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from lti.stages.options import Gpus, Log, Output, Threads, parse_json
+from lti.stages.options import Gpus, Log, Output, Threads, parse_json, parse_json_list
 
 __all__ = ["FILES", "run_attack"]
 
@@ -36,16 +36,26 @@ def run_attack(
     checkpoints: Annotated[Path, typer.Option(help="Folder of checkpoints, for resuming.")],
     output: Output,
     card: Output,
+    part: Annotated[int | None, typer.Option(help="Attack only this part of the victims.")] = None,
+    parts: Annotated[int, typer.Option(min=1, help="How many parts there are.")] = 1,
+    join: Annotated[
+        str, typer.Option(help="JSON: the files of all parts, to put together.")
+    ] = "[]",
     threads: Threads = None,
     gpus: Gpus = 0,
     log: Log = None,
 ) -> None:
-    """Reconstruct the victims from what the server received, and nothing else of them."""
+    """Reconstruct the victims from what the server received, and nothing else of them.
+
+    With ``part``, only some victim batches are attacked, by one of several jobs; with ``join``,
+    none: what they found is checked and put together.
+    """
     import shutil
 
     import torch
 
     from lti.attacks import ATTACKS, Observations
+    from lti.attacks.parts import WHOLE, Part, read_parts, write_part
     from lti.compute import acquire, hardware, peak_memory
     from lti.defenses import DEFENSES
     from lti.errors import LTIError
@@ -65,6 +75,11 @@ def run_attack(
         raise LTIError(
             f"--knowledge: got {', '.join(sorted(files)) or 'nothing'}; attack {method.name} needs "
             f"{', '.join(sorted(expected)) or 'nothing'}."
+        )
+    own = WHOLE if part is None else Part(part, parts)
+    if own.of > 1 and not method.is_divisible:
+        raise LTIError(
+            f"--parts: got {parts}; expected 1: attack {method.name} is not divided. Leave it out."
         )
     compute = acquire(threads=threads, gpus=gpus)
     store = GradientStore.open(observations, manifest)
@@ -96,25 +111,6 @@ def run_attack(
     )
     progress = Progress(f"attack {model.name} {facts['defense']['use']} {method.name}", log=log)
     prepared = method.load(files, compute=compute)
-    decisive = [
-        *(store.digest, method.canonical(), identifiers, getattr(prepared, "digest", None)),
-        source_digest(
-            "attack",
-            (ATTACKS, method.name),
-            (DEFENSES, observed.defense.registered_names()),
-            (FL_MODELS, model.name),
-        ),
-        *(hardware(compute), torch.get_num_threads()),
-    ]
-    folder = checkpoints / f"{method.name}-{digest_json(decisive)}"
-    reconstruction = method.reconstruct(
-        observed,
-        compute=compute,
-        seed=facts["seed"],
-        progress=progress,
-        checkpoints=folder,
-        knowledge=prepared,
-    )
     metadata = {
         **identifiers,
         "attack": method.name,
@@ -125,12 +121,39 @@ def run_attack(
         "observations": store.digest,
         "seed": facts["seed"],
     }
-    tensors = {"reconstruction": reconstruction.sample}
-    if reconstruction.objective is not None and reconstruction.step is not None:
-        tensors |= {"objective": reconstruction.objective, "objective_step": reconstruction.step}
-    tensors |= reconstruction.diagnostics
-    write_tensors(output, tensors, metadata)
+    code = source_digest(
+        "attack",
+        (ATTACKS, method.name),
+        (DEFENSES, observed.defense.registered_names()),
+        (FL_MODELS, model.name),
+    )
+    attacked = {**metadata, "knowledge": getattr(prepared, "digest", None), "code": code}
+    folder = None
+    if files_of_parts := [Path(file) for file in parse_json_list(join, option="join")]:
+        tensors = read_parts(files_of_parts, count=count, facts=attacked)
+    else:
+        decisive = [
+            *(store.digest, method.canonical(), identifiers, attacked["knowledge"]),
+            *(code, hardware(compute), torch.get_num_threads()),
+            *([] if own == WHOLE else [own.number, own.of]),
+        ]
+        folder = checkpoints / f"{method.name}-{digest_json(decisive)}"
+        tensors = method.reconstruct(
+            observed,
+            compute=compute,
+            seed=facts["seed"],
+            progress=progress,
+            checkpoints=folder,
+            knowledge=prepared,
+            part=own,
+        ).tensors
+    if part is None:
+        write_tensors(output, tensors, metadata)
+    else:
+        write_part(output, own, tensors, attacked)
     digest = digest_arrays({key: value.numpy() for key, value in tensors.items()})
     write_json(card, {**metadata, "digest": digest})
-    shutil.rmtree(folder, ignore_errors=True)
-    progress.say(f"{len(reconstruction.sample):,} batches reconstructed, {peak_memory(compute)}")
+    if folder is not None:
+        shutil.rmtree(folder, ignore_errors=True)
+    batches = len(tensors.get("reconstruction", ()))
+    progress.say(f"{batches:,} batches reconstructed, {peak_memory(compute)}")

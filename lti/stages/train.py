@@ -32,9 +32,21 @@ def train_inverter(
     history: Output,
     threads: Threads = None,
     gpus: Gpus = 0,
+    processes: Annotated[
+        int, typer.Option(min=1, help="Processes that train together; with several GPUs, as many.")
+    ] = 1,
     log: Log = None,
 ) -> None:
-    """Fit an inverter, which maps a defended gradient back to the data."""
+    """Fit an inverter, which maps a defended gradient back to the data.
+
+    With several GPUs, or processes, this process starts as many of the same command, each with
+    its part of every batch.
+    """
+    if _trained_together(inverter, gpus, processes):
+        return
+
+    from math import inf
+
     import pandas as pd
     import torch
 
@@ -50,12 +62,16 @@ def train_inverter(
     from lti.inverters import INVERTERS
     from lti.inverters.auxiliary_data import AuxiliaryData
     from lti.modules import source_digest
+    from lti.process_group import join_group, member
     from lti.progress import Progress
     from lti.projections import PROJECTIONS, load_projection
 
     preset = INVERTERS.parse(parse_json(inverter, option="inverter"))
     defended = DEFENSES.parse(parse_json(defense, option="defense"))
-    compute = acquire(threads=threads, gpus=gpus)
+    size = member().size
+    granted = threads or torch.get_num_threads()
+    each = threads if size == 1 else max(1, granted // size)
+    compute = acquire(threads=each, gpus=gpus)
     store = GradientStore.open(gradients, manifest)
     selection = read_selection(auxiliary)
     samples = selection.samples
@@ -123,7 +139,7 @@ def train_inverter(
             (PROJECTIONS, projected.name),
         ),
         "device": hardware(compute),
-        "threads": torch.get_num_threads(),
+        "threads": granted,
         "memory_mib": memory_mib,  # decides the order of rows that are streamed
     }
     checkpoint = Checkpoint(
@@ -132,14 +148,19 @@ def train_inverter(
     )
     name = store.attributes["fl_model"]["use"]
     title = f"train {name} B={batch_size} {defended.name} {preset.name}"
-    progress = Progress(title, log=log)
-    trained, epochs = preset.fit(
-        data,
-        compute=compute,
-        checkpoint=checkpoint,
-        progress=progress,
-        memory_mib=memory_mib,
-    )
+    with join_group(compute.device) as group:
+        shown = {"log": log} if group.is_first else {"every_seconds": inf}
+        progress = Progress(title, **shown)
+        trained, epochs = preset.fit(
+            data,
+            compute=compute,
+            checkpoint=checkpoint,
+            progress=progress,
+            memory_mib=memory_mib,
+            group=group,
+        )
+    if not group.is_first:
+        return
     trained.save(output)
     with atomic_path(history) as temporary:
         pd.DataFrame(epochs).to_csv(temporary, index=False, lineterminator="\n")
@@ -163,3 +184,26 @@ def train_inverter(
         f"held-out loss {best['held_out_loss']:.5f} after epoch {best['epoch']}, "
         f"{peak_memory(compute)}"
     )
+
+
+def _trained_together(inverter: str, gpus: int, processes: int) -> bool:
+    """Train in several processes, each of this very command, where that is asked for and can be."""
+    import sys
+
+    from lti.compute import WAIT_SECONDS
+    from lti.gpu_lease import lease_gpus
+    from lti.inverters import INVERTERS
+    from lti.launch import run_together
+    from lti.process_group import member
+
+    if max(gpus, processes) <= 1 or member().size > 1:
+        return False
+    preset = INVERTERS.parse(parse_json(inverter, option="inverter"))
+    if not preset.shared:
+        print(f"inverter {preset.name} is fitted by one process, on one device.", file=sys.stderr)
+        return False
+    devices = lease_gpus(gpus, WAIT_SECONDS) if gpus > 1 else []
+    size = len(devices) or processes
+    if size > 1:
+        run_together([sys.executable, "-m", "lti", *sys.argv[1:]], size=size, devices=devices)
+    return size > 1

@@ -143,3 +143,34 @@ def attack_names(wildcards):
             "beta": chosen.beta,
         }
     return canonical_json(names)
+
+
+def parts_of_attack(wildcards):
+    """Into how many parts the jobs that attack many victims divide them."""
+    attack = attack_on(wildcards)
+    if not attack.is_divisible:
+        return 1
+    there = PLAN.victims[wildcards.victims][1].size // int(wildcards.batch_size)
+    batches = min(attack.victims or there, there)
+    return -(-batches // PLAN.config.attack_batches_per_job)
+
+
+def parts_attacked(wildcards):
+    """What the parts found, where there are several."""
+    parts = parts_of_attack(wildcards)
+    return (
+        expand(
+            f"{RECONSTRUCTIONS}.part-{{number}}-of-{{of}}",
+            **wildcards,
+            number=range(parts),
+            of=parts,
+        )
+        if parts > 1
+        else []
+    )
+
+
+def join_option(wildcards, input):
+    if not input.parts:
+        return ""
+    return f"--join {shlex.quote(canonical_json([*map(str, input.parts)]))}"
