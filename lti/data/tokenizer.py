@@ -7,9 +7,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lti.checksums import read_checked, write_checked
 from lti.data.hub import Home, fetch_file
 from lti.errors import LTIError
-from lti.files import atomic_path
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -31,7 +31,12 @@ def pretrained_tokenizer(home: Home, *, mirror: Path | None, vocabulary: int) ->
         LTIError: it cannot be had, is damaged, or has another vocabulary.
     """
     path = fetch_file(home, FILE) if mirror is None else mirror / home.folder / FILE
-    tokenizer = _parse(path, remedy=f"Copy {FILE} of {home.repository} there again.")
+    remedy = f"Copy {FILE} of {home.repository} there again."
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, ValueError) as error:
+        raise LTIError(f"{path}: no tokenizer can be read from it ({error}). {remedy}") from None
+    tokenizer = _parse(path, text, remedy=remedy)
     size = tokenizer.get_vocab_size()
     if size != vocabulary:
         raise LTIError(
@@ -42,9 +47,8 @@ def pretrained_tokenizer(home: Home, *, mirror: Path | None, vocabulary: int) ->
 
 
 def write_tokenizer(path: Path | str, tokenizer: Tokenizer) -> None:
-    """Write a tokenizer, atomically: equal tokenizers give equal bytes."""
-    with atomic_path(path) as temporary:
-        temporary.write_text(tokenizer.to_str(), encoding="utf-8")
+    """Write a tokenizer with a checksum: equal tokenizers give equal bytes."""
+    write_checked(path, tokenizer.to_str())
 
 
 def read_tokenizer(path: Path | str, facts: Mapping[str, Any] | None = None) -> Tokenizer:
@@ -55,9 +59,10 @@ def read_tokenizer(path: Path | str, facts: Mapping[str, Any] | None = None) -> 
         facts: ``text`` of the metadata of samples that it is for; None does not check.
 
     Raises:
-        LTIError: the file is missing or no tokenizer, or not the one of the facts.
+        LTIError: the file is missing, damaged or no tokenizer, or not the one of the facts.
     """
-    tokenizer = _parse(path, remedy="Delete it and run the same command again.")
+    remedy = "Delete it and run the same command again."
+    tokenizer = _parse(path, read_checked(path), remedy=remedy)
     if facts is not None and _digest(tokenizer) != facts.get("tokenizer"):
         raise LTIError(
             f"{path}: digest {_digest(tokenizer)}; expected {facts.get('tokenizer')}, the "
@@ -96,10 +101,10 @@ def _digest(tokenizer: Tokenizer) -> str:
     return hashlib.sha256(tokenizer.to_str().encode()).hexdigest()[:16]
 
 
-def _parse(path: Path | str, *, remedy: str) -> Tokenizer:
+def _parse(path: Path | str, text: str, *, remedy: str) -> Tokenizer:
     from tokenizers import Tokenizer
 
     try:
-        return Tokenizer.from_str(Path(path).read_text(encoding="utf-8"))
+        return Tokenizer.from_str(text)
     except Exception as error:  # tokenizers raises nothing more special
         raise LTIError(f"{path}: no tokenizer can be read from it ({error}). {remedy}") from None

@@ -49,7 +49,7 @@ def run_attack(
     from lti.compute import acquire, hardware, peak_memory
     from lti.defenses import DEFENSES
     from lti.errors import LTIError
-    from lti.files import digest_arrays, digest_json, write_json, write_tensors
+    from lti.files import digest_arrays, digest_json, write_card, write_tensors
     from lti.fl_models import FL_MODELS, load_fl_model, network_digest
     from lti.gradients.rows import StoredRows
     from lti.gradients.store import GradientStore
@@ -131,6 +131,6 @@ def run_attack(
     tensors |= reconstruction.diagnostics
     write_tensors(output, tensors, metadata)
     digest = digest_arrays({key: value.numpy() for key, value in tensors.items()})
-    write_json(card, {**metadata, "digest": digest})
+    write_card(card, {**metadata, "digest": digest})
     shutil.rmtree(folder, ignore_errors=True)
     progress.say(f"{len(reconstruction.sample):,} batches reconstructed, {peak_memory(compute)}")

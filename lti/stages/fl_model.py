@@ -21,12 +21,12 @@ def draw_fl_model(
     log: Log = None,
 ) -> None:
     """Make an FL model's initial weights and write them with a card."""
-    from lti.files import read_json
+    from lti.files import read_card
     from lti.fl_models import FL_MODELS, FLTask, save_fl_model
     from lti.progress import Progress
 
     model = FL_MODELS.parse(parse_json(fl_model, option="fl-model"))
-    written = save_fl_model(output, card, model, FLTask.of(read_json(dataset_card)))
+    written = save_fl_model(output, card, model, FLTask.of(read_card(dataset_card)))
     progress = Progress(f"fl-model {model.name}", log=log)
     progress.say(f"{written['parameters']:,} parameters, {written['attacked']:,} of them attacked")
     if "note" in written:
