@@ -11,6 +11,8 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
+import math
+import os
 import random
 import subprocess
 import time
@@ -44,22 +46,22 @@ class Campaign:
         self.checkout = Checkout(folder / "checkout")
         self.reference = self.make_reference()
         self.expected: dict[str, str] = json.loads((folder / "expected.json").read_text())
-        self.seconds: float = json.loads((folder / "seconds.json").read_text())
+        self.work: float = json.loads((folder / "work.json").read_text())
 
     def make_reference(self) -> Checkout:
         """Run undisturbed, unless that was done."""
         folder = self.folder / "reference"
-        if not (self.folder / "seconds.json").exists():
+        if not (self.folder / "work.json").exists():
             self.checkout.clear()
-            began = time.monotonic()
+            before = processor_seconds(os.getpid())
             if not self.checkout.run("--", TARGET):
                 raise SystemExit(self.checkout.said())
-            seconds = time.monotonic() - began
+            work = processor_seconds(os.getpid()) - before
             self.checkout.copy(folder)
             found = contents(self.checkout.results)
             (self.folder / "expected.json").write_text(json.dumps(found, indent=1))
-            (self.folder / "seconds.json").write_text(json.dumps(seconds))
-            print(f"undisturbed: {len(found)} results in {seconds:.0f} s", flush=True)
+            (self.folder / "work.json").write_text(json.dumps(work))
+            print(f"undisturbed: {len(found)} results, {work:.0f} s of a processor", flush=True)
         return Checkout(folder)
 
     def draw(self, *names: object) -> random.Random:
@@ -90,11 +92,12 @@ def kill(campaign: Campaign, count: int) -> None:
     while numbers or pending:
         number = numbers[0] if numbers else -1
         draw = campaign.draw("kill", number)
-        wait = draw.uniform(0, campaign.seconds / 6)
+        # In time of the processor: a busy machine does not move the kills to the beginning.
+        wait = draw.uniform(0, campaign.work / 6) if numbers else math.inf
         began = time.monotonic()
         process = checkout.start("--", TARGET)
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(timeout=wait if numbers else 3600)
+        while process.poll() is None and processor_seconds(process.pid) < wait:
+            time.sleep(0.05)
         if process.poll() is not None:  # at its end before the kill
             outcome: dict[str, Any] = {"outcome": "recovered"}
             if process.returncode:
@@ -112,8 +115,21 @@ def kill(campaign: Campaign, count: int) -> None:
             locks = list((checkout.folder / ".snakemake/locks").glob("*"))
             record["by"] = "Snakemake's lock" if locks else "nothing was locked yet"
             checkout.run("--unlock")
-        pending.append((number, began, {**record, "how": f"SIGKILL after {wait:.1f} s"}))
+        pending.append(
+            (number, began, {**record, "how": f"SIGKILL after {wait:.1f} s of a processor"})
+        )
         numbers.pop(0)
+
+
+def processor_seconds(number: int) -> float:
+    """Return the time that a process and all below it have had of a processor."""
+    total = 0.0
+    with contextlib.suppress(psutil.Error):
+        process = psutil.Process(number)
+        for each in (process, *process.children(recursive=True)):
+            with contextlib.suppress(psutil.Error):
+                total += sum(each.cpu_times()[:4])
+    return total
 
 
 def kill_one(process: subprocess.Popen[str], draw: random.Random) -> dict[str, Any]:
