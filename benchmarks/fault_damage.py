@@ -180,11 +180,8 @@ def remove(path: Path) -> None:
 
 def consumer_of(name: Path, checkout: Checkout, draw: random.Random) -> list[str]:
     """Return the outputs of one job that had a file, or the store it is of, as its input."""
-    wanted = {
-        str(name),
-        str(name).removesuffix(".sha256"),
-        *(str(p) for p in name.parents if p.suffix == ".zarr"),
-    }
+    stores = (str(path) for path in name.parents if path.suffix == ".zarr")
+    wanted = {str(name), str(name).removesuffix(".sha256"), *stores}
     jobs: dict[str, list[str]] = {}
     for record in checkout.records():
         if wanted & set(record["input"]):
