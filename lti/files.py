@@ -23,9 +23,11 @@ __all__ = [
     "digest_arrays",
     "digest_json",
     "read_arrays",
+    "read_card",
     "read_json",
     "read_tensors",
     "write_arrays",
+    "write_card",
     "write_json",
     "write_tensors",
 ]
@@ -81,6 +83,27 @@ def read_json(path: Path | str) -> Any:
         ) from None
 
 
+def write_card(path: Path | str, facts: Mapping[str, Any]) -> None:
+    """Write facts as :func:`write_json` does, with a digest of them under the key ``check``."""
+    write_json(path, {**facts, "check": digest_json(facts)})
+
+
+def read_card(path: Path | str) -> dict[str, Any]:
+    """Read the facts that :func:`write_card` wrote.
+
+    Raises:
+        LTIError: the file is missing, damaged or no card.
+    """
+    card = read_json(path)
+    check = card.pop("check", None) if isinstance(card, dict) else None
+    if check is None or check != digest_json(card):
+        raise LTIError(
+            f"{path}: does not match its own digest: it is damaged. Delete it and run the same "
+            f"command again."
+        )
+    return dict(card)
+
+
 def digest_arrays(arrays: Mapping[str, np.ndarray]) -> str:
     """Return 16 hex digits over names, types, shapes and contents."""
     import numpy as np
@@ -98,7 +121,7 @@ def write_arrays(
 ) -> None:
     """Write numpy arrays and JSON-able metadata to a safetensors file, atomically.
 
-    The metadata carries a digest of the contents, which :func:`read_arrays` checks.
+    The header carries digests of arrays and metadata, which :func:`read_arrays` checks.
     """
     import numpy as np
     from safetensors.numpy import save_file
@@ -106,7 +129,13 @@ def write_arrays(
     # Not ascontiguousarray: it gives a number without dimensions one.
     contiguous = {key: np.asarray(value, order="C") for key, value in arrays.items()}
     # One header key only: safetensors writes several in no fixed order.
-    header = canonical_json({"digest": digest_arrays(contiguous), "metadata": metadata or {}})
+    header = canonical_json(
+        {
+            "digest": digest_arrays(contiguous),
+            "metadata": metadata or {},
+            "metadata_digest": digest_json(metadata or {}),
+        }
+    )
     with atomic_path(path) as temporary:
         save_file(contiguous, temporary, metadata={"lti": header})
 
@@ -124,10 +153,11 @@ def read_arrays(path: Path | str) -> tuple[dict[str, np.ndarray], dict[str, Any]
         with safe_open(str(path), framework="np") as file:
             header = json.loads((file.metadata() or {})["lti"])
             arrays = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-        metadata, expected = header["metadata"], header["digest"]
+        metadata = header["metadata"]
+        expected = header["digest"], header["metadata_digest"]
     except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
         raise LTIError(f"{path}: cannot be read ({error}). {remedy}") from None
-    if digest_arrays(arrays) != expected:
+    if (digest_arrays(arrays), digest_json(metadata)) != expected:
         raise LTIError(f"{path}: its content does not match its digest: it is damaged. {remedy}")
     return arrays, metadata
 

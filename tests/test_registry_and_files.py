@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import textwrap
+from collections.abc import Iterator
 from importlib.metadata import EntryPoint
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from safetensors.numpy import save_file
 import lti.registry
 from lti import modules
 from lti.checkpoint import Checkpoint
+from lti.checksums import read_checked, write_checked
 from lti.compute import acquire
 from lti.defenses import DEFENSES
 from lti.errors import LTIError
@@ -29,9 +31,11 @@ from lti.files import (
     digest_arrays,
     digest_json,
     read_arrays,
+    read_card,
     read_json,
     read_tensors,
     write_arrays,
+    write_card,
     write_json,
     write_tensors,
 )
@@ -223,6 +227,67 @@ def test_a_flipped_byte_is_noticed(tmp_path):
     path.write_bytes(intact[:-4])
     with pytest.raises(LTIError, match=r"a\.safetensors: cannot be read.*Delete it and run"):
         read_arrays(path)
+
+
+def every_damage(intact: bytes) -> Iterator[bytes]:
+    """Every change of one bit, and every end cut off."""
+    for place in range(len(intact)):
+        yield intact[:place]
+        for bit in range(8):
+            damaged = bytearray(intact)
+            damaged[place] ^= 1 << bit
+            yield bytes(damaged)
+
+
+def write_small_arrays(path: Path) -> None:
+    write_arrays(path, {"a": np.arange(3, dtype=np.int16)}, {"sigma": 0.1, "seed": 7})
+
+
+def write_small_card(path: Path) -> None:
+    write_card(path, {"class_names": ["x", "y"], "vocabulary": 1024})
+
+
+def write_small_text(path: Path) -> None:
+    write_checked(path, "attack,psnr\nig,21.5\n")
+
+
+@pytest.mark.parametrize(
+    ("write", "read"),
+    [
+        (write_small_arrays, read_arrays),
+        (write_small_card, read_card),
+        (write_small_text, read_checked),
+    ],
+    ids=["arrays", "card", "text"],
+)
+def test_no_damage_of_a_bit_or_of_the_end_gives_other_content(tmp_path, write, read):
+    path = tmp_path / "x.safetensors"
+    write(path)
+    expected, refused = str(read(path)), 0
+    for file in (path, *tmp_path.glob("*.sha256")):
+        intact = file.read_bytes()
+        for damaged in every_damage(intact):
+            file.write_bytes(damaged)
+            try:
+                # JSON has spaces that say nothing, and a checksum's line the name.
+                assert str(read(path)) == expected, damaged
+            except LTIError as error:
+                refused += 1
+                assert "x.safetensors" in str(error) and "Delete it and run" in str(error)
+        file.write_bytes(intact)
+    assert refused > 8 * 20
+    assert str(read(path)) == expected
+
+
+def test_a_checksum_is_one_for_sha256sum(tmp_path):
+    write_checked(tmp_path / "a.csv", "a\n1\n")
+    check = ["sha256sum", "--check", "--quiet", "a.csv.sha256"]
+    assert subprocess.run(check, cwd=tmp_path).returncode == 0
+    (tmp_path / "a.csv").write_text("a\n2\n")
+    assert subprocess.run(check, cwd=tmp_path, capture_output=True).returncode == 1
+    (tmp_path / "a.csv.sha256").unlink()
+    with pytest.raises(LTIError, match=r"a\.csv: cannot be read with its checksum"):
+        read_checked(tmp_path / "a.csv")
 
 
 def test_files_of_another_kind_are_refused(tmp_path):

@@ -10,8 +10,9 @@ import pandas as pd
 import pytest
 from pandas.testing import assert_frame_equal
 
+from lti.checksums import write_checked
 from lti.errors import LTIError
-from lti.files import write_arrays, write_json
+from lti.files import write_arrays, write_card
 from lti.metrics.image import PSNR
 from lti.metrics.measure import write_metrics
 from lti.metrics.summary import summarise
@@ -120,7 +121,7 @@ def test_summary_csv_round_trip_with_fixed_bytes(summary, tmp_path):
 
 
 def test_a_file_that_is_no_summary_is_refused(tmp_path):
-    (tmp_path / "x.csv").write_text("a,b\n1,2\n")
+    write_checked(tmp_path / "x.csv", "a,b\n1,2\n")
     with pytest.raises(LTIError, match="lacks the columns dataset"):
         read_summary(tmp_path / "x.csv")
     with pytest.raises(LTIError, match="cannot be read"):
@@ -308,7 +309,7 @@ REASON = "the weights cannot be had (<urlopen error>)"
 
 @pytest.fixture
 def card(tmp_path):
-    write_json(tmp_path / "vgg16.json", {"backbone": "vgg16", "reason": REASON})
+    write_card(tmp_path / "vgg16.json", {"backbone": "vgg16", "reason": REASON})
     return tmp_path / "vgg16.json"
 
 

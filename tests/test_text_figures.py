@@ -15,8 +15,9 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, 
 from lti.data.find import find_texts, indices_of
 from lti.data.samples import Samples
 from lti.data.selection import read_selection, select, write_selection
+from lti.data.tokenizer import write_tokenizer
 from lti.errors import LTIError
-from lti.files import read_json, write_arrays, write_json
+from lti.files import read_json, write_arrays, write_card
 from lti.report.paper_texts import paper_line, paper_texts
 from lti.report.picture import choose_positions
 from lti.report.pieces import known_pieces, pieces, printed_pieces, visible
@@ -448,7 +449,7 @@ METADATA = {"dataset": "cola", "part": "victims", "seed": None, "class_names": [
 
 def test_stage_includes_victims_by_their_text(victims, tmp_path):
     tokenizer = tmp_path / "tokenizer.json"
-    tokenizer.write_text(WORD.to_str())
+    write_tokenizer(tokenizer, WORD)
     samples = Samples(victims["token"], np.zeros(4, dtype=np.int64), victims["index"])
     part, output, card = (tmp_path / name for name in ("part", "victims", "card.json"))
     write_selection(part, samples, metadata={**METADATA, "size": 4})
@@ -687,7 +688,7 @@ def test_stage_shows_the_papers_sentence_first_in_all_three(victims, tmp_path):
 
     facts = {**text_facts(WORD, length=16), "special": list(SPECIAL)}
     tokenizer = tmp_path / "tokenizer.json"
-    tokenizer.write_text(WORD.to_str())
+    write_tokenizer(tokenizer, WORD)
     source = tmp_path / "victims.safetensors"
     write_arrays(source, victims, {"dataset": "cola", "text": facts})
     paths = []
@@ -695,7 +696,7 @@ def test_stage_shows_the_papers_sentence_first_in_all_three(victims, tmp_path):
         one = run(victims["token"][:n], attack=attack)
         paths.append(tmp_path / f"{number}.safetensors")
         write_arrays(paths[-1], {"reconstruction": one.reconstruction}, one.metadata)
-    write_json(tmp_path / "card.json", {"fl_model": {"seed": 3}, "pretrained": False})
+    write_card(tmp_path / "card.json", {"fl_model": {"seed": 3}, "pretrained": False})
     outputs = {suffix: tmp_path / f"texts.{suffix}" for suffix in ("html", "pdf", "png")}
     options = {"tokenizer": tokenizer, "fl_model_card": tmp_path / "card.json", "title": "Small"}
     draw_texts(victims=source, reconstructions=paths, count=2, seed=1, **options, **outputs)

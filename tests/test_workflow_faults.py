@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -290,6 +291,32 @@ def test_remedy_for_a_damaged_store_repairs_it(checkout):
     (checkout.folder / STORE / "sign.manifest.json").unlink()
     checkout.run(str(target))
     assert (checkout.folder / target).read_bytes() == expected
+
+
+@pytest.mark.parametrize(
+    ("damaged", "text", "target"),
+    [
+        (f"results/metrics/{VICTIMS}/lenet/b1/sign/ig.csv", "sign", "tiny"),
+        ("results/experiments/tiny/summary.csv", "psnr", "tiny"),
+        # What the FL model is for is read from it.
+        ("results/data/photos/auxiliary.json", "auxiliary", "results/fl_models/photos/lenet.json"),
+    ],
+    ids=["metric-rows", "summary", "card"],
+)
+def test_a_changed_character_is_refused_and_the_remedy_repairs_it(checkout, damaged, text, target):
+    path = checkout.folder / damaged
+    intact = path.read_text()
+    summary = (checkout.results / "experiments/tiny/summary.csv").read_bytes()
+    path.write_text(intact.replace(text, text.upper(), 1))
+    output = checkout.run(target, fails=True)
+    assert re.search(
+        rf"error: {re.escape(damaged)}: does not match .*: (it|one of them) is", output
+    )
+    assert "Delete it and run the same command again" in output
+    path.unlink()
+    checkout.run(target)
+    assert path.read_text() == intact
+    assert (checkout.results / "experiments/tiny/summary.csv").read_bytes() == summary
 
 
 def test_checkpoint_of_other_settings_is_refused(checkout, tmp_path):

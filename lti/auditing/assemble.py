@@ -35,6 +35,7 @@ from lti.seeding import numpy_generator
 if TYPE_CHECKING:
     import numpy.typing as npt
     import pandas as pd
+    from tokenizers import Tokenizer
 
     from lti.data.samples import Modality, Samples
     from lti.metrics.tokens import Text
@@ -80,7 +81,7 @@ def assemble(
     facts: Mapping[str, str],
     digests: Mapping[str, str],
     text: Text | None = None,
-    tokenizer: Path | None = None,
+    tokenizer: Tokenizer | None = None,
     utility: Mapping[str, Utility] | None = None,
 ) -> AuditResult:
     """Return what an audit found.
@@ -113,13 +114,8 @@ def assemble(
         page.shown,
         seed=page.seed,
     )
-    words = None
-    if tokenizer is not None:
-        from tokenizers import Tokenizer
-
-        words = Tokenizer.from_file(str(tokenizer))
     defenses = tuple(
-        _finding(group, modality, victims, positions, words, (utility or {}).get(defense))
+        _finding(group, modality, victims, positions, tokenizer, (utility or {}).get(defense))
         for defense, group in measured.items()
     )
     names = [name for name in next(iter(measured.values()))[0].names]
@@ -210,7 +206,7 @@ def _finding(
     modality: Modality,
     victims: Mapping[str, Array],
     positions: Sequence[int],
-    tokenizer: Any,
+    tokenizer: Tokenizer | None,
     utility: Utility | None,
 ) -> DefenseFinding:
     import numpy as np

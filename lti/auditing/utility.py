@@ -8,7 +8,7 @@ from typing import Any
 
 from lti.auditing.result import Estimate, Utility
 from lti.defenses import DEFENSES
-from lti.files import read_json
+from lti.files import read_card
 from lti.metrics.utility import read_training
 
 __all__ = ["DELTA", "utility_of"]
@@ -30,7 +30,7 @@ def utility_of(trainings: Sequence[Mapping[str, Any]]) -> dict[str, Utility]:
     read = {
         entry["defense"]: (
             read_training(entry["history"], entry["card"]),
-            read_json(entry["card"]),
+            read_card(entry["card"]),
         )
         for entry in trainings
     }

@@ -7,9 +7,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lti.checksums import read_checked, write_checked
 from lti.data.hub import Home, fetch_file
 from lti.errors import LTIError
-from lti.files import atomic_path
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -68,9 +68,8 @@ def pad_and_cut(tokenizer: Tokenizer, *, length: int, padding: str | None) -> To
 
 
 def write_tokenizer(path: Path | str, tokenizer: Tokenizer) -> None:
-    """Write a tokenizer, atomically: equal tokenizers give equal bytes."""
-    with atomic_path(path) as temporary:
-        temporary.write_text(tokenizer.to_str(), encoding="utf-8")
+    """Write a tokenizer with a checksum: equal tokenizers give equal bytes."""
+    write_checked(path, tokenizer.to_str())
 
 
 def read_tokenizer(path: Path | str, facts: Mapping[str, Any] | None = None) -> Tokenizer:
@@ -81,9 +80,10 @@ def read_tokenizer(path: Path | str, facts: Mapping[str, Any] | None = None) -> 
         facts: ``text`` of the metadata of samples that it is for; None does not check.
 
     Raises:
-        LTIError: the file is missing or no tokenizer, or not the one of the facts.
+        LTIError: the file is missing, damaged or no tokenizer, or not the one of the facts.
     """
-    tokenizer = parse_tokenizer(path, remedy="Delete it and run the same command again.")
+    remedy = "Delete it and run the same command again."
+    tokenizer = _parse(path, read_checked(path), remedy=remedy)
     if facts is not None and _digest(tokenizer) != facts.get("tokenizer"):
         raise LTIError(
             f"{path}: digest {_digest(tokenizer)}; expected {facts.get('tokenizer')}, the "
@@ -132,9 +132,17 @@ def parse_tokenizer(path: Path | str, *, remedy: str) -> Tokenizer:
     Raises:
         LTIError: it is missing or no tokenizer.
     """
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except (OSError, ValueError) as error:
+        raise LTIError(f"{path}: no tokenizer can be read from it ({error}). {remedy}") from None
+    return _parse(path, text, remedy=remedy)
+
+
+def _parse(path: Path | str, text: str, *, remedy: str) -> Tokenizer:
     from tokenizers import Tokenizer
 
     try:
-        return Tokenizer.from_str(Path(path).read_text(encoding="utf-8"))
+        return Tokenizer.from_str(text)
     except Exception as error:  # tokenizers raises nothing more special
         raise LTIError(f"{path}: no tokenizer can be read from it ({error}). {remedy}") from None

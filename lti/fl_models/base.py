@@ -13,7 +13,7 @@ from pydantic import Field
 
 from lti.data.samples import Modality, Samples
 from lti.errors import LTIError
-from lti.files import digest_arrays, read_tensors, write_json, write_tensors
+from lti.files import digest_arrays, read_tensors, write_card, write_tensors
 from lti.gradients.layout import matching_names
 from lti.imports import check_allowed
 from lti.registry import Registry, Settings
@@ -248,7 +248,7 @@ def save_fl_model(
         card["calibrated"] = {"layers": calibrate(network, x), "samples": len(x)}
     write_tensors(path, dict(network.state_dict()), card)
     card["digest"] = network_digest(network)
-    write_json(card_path, card)
+    write_card(card_path, card)
     return card
 
 

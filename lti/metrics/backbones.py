@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from lti.errors import LTIError
-from lti.files import digest_arrays, read_arrays, read_json, read_tensors, write_json, write_tensors
+from lti.files import digest_arrays, read_arrays, read_card, read_tensors, write_card, write_tensors
 from lti.metrics.base import METRICS
 
 if TYPE_CHECKING:
@@ -123,7 +123,7 @@ def fetch_backbone_weights(name: str, output: Path, card: Path, *, required: boo
     }
     write_tensors(output, tensors, facts)
     digest = digest_arrays({key: value.numpy() for key, value in tensors.items()})
-    write_json(card, {**facts, "digest": digest})
+    write_card(card, {**facts, "digest": digest})
     return reason
 
 
@@ -170,7 +170,7 @@ def missing_reasons(metrics: Iterable[str], cards: Iterable[Path | str]) -> dict
         metrics: names of metrics.
         cards: of the backbones.
     """
-    found = {card["backbone"]: card["reason"] for card in map(read_json, cards)}
+    found = {card["backbone"]: card["reason"] for card in map(read_card, cards)}
     reasons = {name: found.get(METRICS[name].backbone, "") for name in metrics}
     return {name: reason for name, reason in reasons.items() if reason}
 
@@ -193,7 +193,7 @@ def check_available(names: Iterable[str], folder: Path | str) -> None:
     problems = []
     for name in needed:
         card = Path(folder) / f"{name}.json"
-        if card.exists() and read_json(card)["available"]:
+        if card.exists() and read_card(card)["available"]:
             continue
         backbone = _backbone(name)
         local = _in_mirror(backbone)

@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lti.checksums import read_checked, write_checked
 from lti.errors import LTIError
-from lti.files import atomic_path
 from lti.metrics.base import DEFAULT_METRICS, METRICS, Metric
 from lti.metrics.matching import match_victims, victims_key
 
@@ -150,17 +150,18 @@ def _by_name(name: str, backbones: Mapping[str, Path]) -> Metric:
 
 
 def write_metrics(path: Path | str, frame: pd.DataFrame) -> None:
-    """Write the rows of :func:`measure` as CSV, atomically: equal rows give equal bytes."""
-    with atomic_path(path) as temporary:
-        frame.to_csv(temporary, index=False, float_format="%.9g", lineterminator="\n")
+    """Write the rows of :func:`measure` as CSV with a checksum: equal rows give equal bytes."""
+    write_checked(path, frame.to_csv(index=False, float_format="%.9g", lineterminator="\n"))
 
 
 def read_metrics(path: Path | str) -> pd.DataFrame:
     """Read what :func:`write_metrics` wrote.
 
     Raises:
-        LTIError: the file is missing or not such a table.
+        LTIError: the file is missing, damaged or not such a table.
     """
+    from io import StringIO
+
     import pandas as pd
 
     remedy = "Delete it and run the same command again."
@@ -168,9 +169,12 @@ def read_metrics(path: Path | str) -> pd.DataFrame:
     text = dict.fromkeys(("dataset", "fl_model", "defense", "attack", "variant", "auxiliary"), str)
     try:
         frame = pd.read_csv(
-            path, dtype=text, keep_default_na=False, na_values={name: [""] for name in METRICS}
+            StringIO(read_checked(path)),
+            dtype=text,
+            keep_default_na=False,
+            na_values={name: [""] for name in METRICS},
         )
-    except (OSError, ValueError) as error:
+    except ValueError as error:
         raise LTIError(f"{path}: cannot be read as a table ({error}). {remedy}") from None
     required = [key for key in RUN_COLUMNS if key not in OPTIONAL_COLUMNS]
     missing = [key for key in (*required, *VICTIM_COLUMNS) if key not in frame]

@@ -36,12 +36,12 @@ def read_training(history: Path | str, card: Path | str) -> dict[str, Any]:
     """
     import pandas as pd
 
-    from lti.files import read_json
+    from lti.files import read_card
 
     remedy = "Delete it and run the same command again."
     try:
         last = pd.read_csv(history).iloc[-1].to_dict()
-        facts = read_json(card)
+        facts = read_card(card)
         return {
             **{key: last[key] for key in ("accuracy", "low", "high")},
             "test_samples": int(last["n"]),

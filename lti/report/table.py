@@ -7,8 +7,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from lti.checksums import read_checked, write_checked
 from lti.errors import LTIError
-from lti.files import atomic_path
 from lti.metrics.base import METRICS, Metric
 from lti.metrics.summary import SUMMARY_COLUMNS
 from lti.report.grid import counts, grids, interval, metric_cells, number
@@ -31,30 +31,31 @@ __all__ = [
 
 
 def write_summary(path: Path | str, summary: pd.DataFrame) -> None:
-    """Write a summary as CSV with six significant digits; equal summaries give equal bytes."""
-    with atomic_path(path) as temporary:
-        summary.to_csv(temporary, index=False, float_format="%.6g", lineterminator="\n")
+    """Write a summary as CSV with a checksum; six digits; equal summaries give equal bytes."""
+    write_checked(path, summary.to_csv(index=False, float_format="%.6g", lineterminator="\n"))
 
 
 def read_summary(path: Path | str) -> pd.DataFrame:
     """Read what :func:`write_summary` wrote; an empty ``paper`` becomes NaN.
 
     Raises:
-        LTIError: the file is missing or not a summary.
+        LTIError: the file is missing, damaged or not a summary.
     """
+    from io import StringIO
+
     import pandas as pd
 
     remedy = "Delete it and run the same command again."
     numbers = ["mean", "low", "high", "paper"]
     try:
         # Text first: 'none' is a defense, not a missing value.
-        frame = pd.read_csv(path, dtype=str, keep_default_na=False)
+        frame = pd.read_csv(StringIO(read_checked(path)), dtype=str, keep_default_na=False)
         missing = [column for column in SUMMARY_COLUMNS if column not in frame]
         if missing:
             raise LTIError(f"{path}: lacks the columns {', '.join(missing)}. {remedy}")
         frame[["batch_size", "n"]] = frame[["batch_size", "n"]].astype(int)
         frame[numbers] = frame[numbers].replace("", "nan").astype(float)
-    except (OSError, ValueError) as error:
+    except ValueError as error:
         raise LTIError(f"{path}: cannot be read as a summary ({error}). {remedy}") from None
     return frame
 
@@ -103,11 +104,10 @@ def write_markdown(
     missing: Mapping[str, str] | None = None,
     near_copies: NearCopies | None = None,
 ) -> None:
-    """Write :func:`markdown_table` below a heading to a file, atomically."""
+    """Write :func:`markdown_table` below a heading to a file, with a checksum."""
     heading = f"## {title}\n\n" if title else ""
-    with atomic_path(path) as temporary:
-        text = heading + markdown_table(summary, missing=missing, near_copies=near_copies)
-        temporary.write_text(text, encoding="utf-8", newline="\n")
+    text = markdown_table(summary, missing=missing, near_copies=near_copies)
+    write_checked(path, heading + text)
 
 
 def markdown_row(cells: Iterable[str]) -> str:

@@ -59,7 +59,7 @@ def run_attack(
     from lti.compute import acquire, hardware, peak_memory
     from lti.defenses import DEFENSES
     from lti.errors import LTIError
-    from lti.files import digest_arrays, digest_json, write_json, write_tensors
+    from lti.files import digest_arrays, digest_json, write_card, write_tensors
     from lti.fl_models import FL_MODELS, load_fl_model, network_digest
     from lti.gradients.rows import StoredRows
     from lti.gradients.store import GradientStore
@@ -152,7 +152,7 @@ def run_attack(
     else:
         write_part(output, own, tensors, attacked)
     digest = digest_arrays({key: value.numpy() for key, value in tensors.items()})
-    write_json(card, {**metadata, "digest": digest})
+    write_card(card, {**metadata, "digest": digest})
     if folder is not None:
         shutil.rmtree(folder, ignore_errors=True)
     batches = len(tensors.get("reconstruction", ()))

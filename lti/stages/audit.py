@@ -45,7 +45,8 @@ def write_audit(
     from lti.auditing.result_json import write_result
     from lti.auditing.utility import utility_of
     from lti.data.selection import read_selection
-    from lti.files import atomic_path, read_arrays, read_json
+    from lti.data.tokenizer import read_tokenizer
+    from lti.files import atomic_path, read_arrays, read_card
     from lti.metrics.tokens import read_text
     from lti.progress import Progress
     from lti.report.audit_page import write_audit_page
@@ -66,14 +67,14 @@ def write_audit(
             settings=parse_json(settings, option="settings"),
         ),
         facts=facts_of(
-            fl_model=read_json(fl_model_card),
+            fl_model=read_card(fl_model_card),
             victims=read,
             auxiliary=selection.metadata,
             run=reconstructed,
         ),
-        digests={str(path): str(read_json(path).get("digest", "")) for path in cards or ()},
+        digests={str(path): str(read_card(path).get("digest", "")) for path in cards or ()},
         text=None if tokenizer is None else read_text(tokenizer, read["text"]),
-        tokenizer=tokenizer,
+        tokenizer=None if tokenizer is None else read_tokenizer(tokenizer, read["text"]),
         utility=utility_of(parse_json_list(trainings, option="trainings")),
     )
     write_result(data, result)

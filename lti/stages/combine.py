@@ -27,7 +27,7 @@ def combine_summaries(
     """Join experiments' summaries, in their order, with their tables and one chart."""
     import pandas as pd
 
-    from lti.files import atomic_path
+    from lti.checksums import read_checked, write_checked
     from lti.progress import Progress
     from lti.report.chart import plot_summary
     from lti.report.table import read_summary, write_summary
@@ -38,8 +38,6 @@ def combine_summaries(
     if "victims" in joined:  # only text tells them apart
         joined["victims"] = joined["victims"].fillna("all")
     write_summary(output, joined)
-    with atomic_path(table) as temporary:
-        text = "\n".join([f"# {title}\n", *(path.read_text("utf-8") for path in tables)])
-        temporary.write_text(text, encoding="utf-8", newline="\n")
+    write_checked(table, "\n".join([f"# {title}\n", *map(read_checked, tables)]))
     plot_summary(chart, joined, metrics=list(joined["metric"].unique()))
     Progress("summary", log=log).say(f"{output}\n{table}\n{chart}")

@@ -130,9 +130,9 @@ def write_part(
 ) -> None:
     """Write samples, and a card with their metadata and a digest of their content."""
     from lti.data.selection import write_selection
-    from lti.files import digest_arrays, write_json
+    from lti.files import digest_arrays, write_card
 
     write_selection(output, samples, in_distribution=in_distribution, metadata=metadata)
     arrays = {samples.key: samples.value, "label": samples.label, "index": samples.index}
     digest = digest_arrays(arrays)
-    write_json(card, {**metadata, "digest": digest})
+    write_card(card, {**metadata, "digest": digest})

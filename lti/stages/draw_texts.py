@@ -37,7 +37,7 @@ def draw_texts(
     """
     from lti.data.tokenizer import read_tokenizer
     from lti.errors import LTIError
-    from lti.files import read_arrays, read_json
+    from lti.files import read_arrays, read_card
     from lti.progress import Progress
     from lti.report.paper_texts import paper_texts
     from lti.report.text_examples import (
@@ -75,7 +75,7 @@ def draw_texts(
     notes = text_notes(
         blocks,
         paper=paper,
-        fl_model=None if fl_model_card is None else read_json(fl_model_card),
+        fl_model=None if fl_model_card is None else read_card(fl_model_card),
     )
     write_text_html(html, blocks, title=title, notes=notes)
     for path in (pdf, png):

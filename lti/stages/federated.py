@@ -43,7 +43,7 @@ def train_federated(
     from lti.errors import LTIError
     from lti.federated import FederatedTraining
     from lti.federated.train import train_federated as train
-    from lti.files import atomic_path, digest_json, write_json
+    from lti.files import atomic_path, digest_json, write_card
     from lti.fl_models import FL_MODELS, attacked, load_fl_model, network_digest
     from lti.modules import source_digest
     from lti.progress import Progress
@@ -99,7 +99,7 @@ def train_federated(
     with atomic_path(output) as temporary:
         pd.DataFrame(trained.history).to_csv(temporary, index=False, lineterminator="\n")
     tried = settings.learning_rates
-    write_json(
+    write_card(
         card,
         {
             **facts,

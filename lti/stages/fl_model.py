@@ -30,7 +30,7 @@ def draw_fl_model(
     from lti.data.samples import as_input
     from lti.data.selection import read_selection
     from lti.errors import LTIError
-    from lti.files import read_json
+    from lti.files import read_card
     from lti.fl_models import FL_MODELS, FLTask, save_fl_model
     from lti.progress import Progress
 
@@ -45,7 +45,7 @@ def draw_fl_model(
             )
         value = read_selection(samples).samples.value[: model.calibration_samples]
         x = as_input(torch.from_numpy(value))
-    written = save_fl_model(output, card, model, FLTask.of(read_json(dataset_card)), x=x)
+    written = save_fl_model(output, card, model, FLTask.of(read_card(dataset_card)), x=x)
     progress = Progress(f"fl-model {model.name}", log=log)
     progress.say(f"{written['parameters']:,} parameters, {written['attacked']:,} of them attacked")
     if "note" in written:

@@ -31,7 +31,7 @@ def train_generator(
     from lti.checkpoint import Checkpoint
     from lti.compute import acquire, hardware, peak_memory
     from lti.data.selection import read_selection
-    from lti.files import atomic_path, digest_json, write_json
+    from lti.files import atomic_path, digest_json, write_card
     from lti.generators import GENERATORS
     from lti.generators.train import train_generator as train
     from lti.modules import source_digest
@@ -62,7 +62,7 @@ def train_generator(
     trained.save(output)
     with atomic_path(history) as temporary:
         pd.DataFrame(epochs).to_csv(temporary, index=False, lineterminator="\n")
-    write_json(
+    write_card(
         card,
         {
             "generator": method.canonical(),

@@ -46,7 +46,7 @@ def fit_prior(
     from lti.data.selection import read_selection
     from lti.defenses import DEFENSES
     from lti.errors import LTIError
-    from lti.files import atomic_path, digest_json, write_json
+    from lti.files import atomic_path, digest_json, write_card
     from lti.fl_models import FL_MODELS, load_fl_model, network_digest
     from lti.gradients.per_sample import block_rows
     from lti.inverters import INVERTERS
@@ -166,6 +166,6 @@ def fit_prior(
         frame = pd.DataFrame(found.tried, columns=list(TRIED))
         frame.to_csv(temporary, index=False, lineterminator="\n")
     settings = {"prior": chosen.prior, "width": chosen.width, "weight": chosen.weight}
-    write_json(card, {**facts, **settings, "digest": chosen.digest})
+    write_card(card, {**facts, **settings, "digest": chosen.digest})
     checkpoint.clear()
     progress.say(f"{found.reason}, {peak_memory(compute)}")

@@ -35,7 +35,7 @@ def fit_projection(
     from lti.data.selection import read_selection
     from lti.defenses import DEFENSES
     from lti.errors import LTIError
-    from lti.files import write_json, write_tensors
+    from lti.files import write_card, write_tensors
     from lti.fl_models import attacked, load_fl_model, network_digest
     from lti.gradients.layout import ParameterLayout
     from lti.gradients.per_sample import block_rows, even_blocks
@@ -85,7 +85,7 @@ def fit_projection(
         "fl_model_digest": network_digest(network),
     }
     write_tensors(output, fitted.tensors(), facts)
-    write_json(card, {**facts, "digest": fitted.digest})
+    write_card(card, {**facts, "digest": fitted.digest})
     progress.say(
         f"fitted to {count:,} samples, {layout.total:,} coordinates, {peak_memory(compute)}"
     )

@@ -55,7 +55,7 @@ def train_inverter(
     from lti.data.selection import read_selection
     from lti.defenses import DEFENSES
     from lti.errors import LTIError
-    from lti.files import atomic_path, digest_json, write_json
+    from lti.files import atomic_path, digest_json, write_card
     from lti.fl_models import load_fl_model, network_digest
     from lti.gradients.layout import ParameterLayout
     from lti.gradients.store import GradientStore
@@ -165,7 +165,7 @@ def train_inverter(
     with atomic_path(history) as temporary:
         pd.DataFrame(epochs).to_csv(temporary, index=False, lineterminator="\n")
     best = min(epochs, key=lambda epoch: epoch["held_out_loss"])
-    write_json(
+    write_card(
         card,
         {
             "inverter": preset.canonical(),

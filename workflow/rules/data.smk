@@ -4,7 +4,7 @@ rule prepare_tokenizer:
             "data", entry(DATASETS, "datasets", wildcards.dataset)
         ),
     output:
-        TOKENIZER,
+        multiext(TOKENIZER, file="", checksum=".sha256"),
     log:
         "logs/prepare_tokenizer/{dataset}.log",
     cache: "omit-software"
@@ -15,7 +15,7 @@ rule prepare_tokenizer:
         # What it is trained on can be another text without any other setting.
         corpus=lambda wildcards: PLAN.datasets[wildcards.dataset].corpus("auxiliary"),
     shell:
-        "lti prepare-tokenizer --dataset {params.dataset:q} --output {output} --log {log}"
+        "lti prepare-tokenizer --dataset {params.dataset:q} --output {output.file} --log {log}"
 
 
 rule prepare_dataset:

@@ -42,6 +42,11 @@ def near_copies_of(wildcards):
 LPIPS = ("lpips_paper", "lpips", "lpips_alex")
 
 
+def checksums_of(folder):
+    """What says whether an experiment's or a report's summary is as it was written."""
+    return [f"{folder}/summary.{suffix}.sha256" for suffix in ("csv", "md")]
+
+
 def tables_of(experiment):
     """The metrics of an experiment's tables, by the name of the table; text's share one."""
     metrics = PLAN.metrics_of_experiment(experiment)

@@ -13,7 +13,8 @@ rule measure_attack:
         tokenizer=tokenizer_of_victims,
         code=lambda wildcards: metric_code("measure", metrics_of_cell(wildcards)),
     output:
-        f"{METRIC_ROWS}.csv",
+        rows=f"{METRIC_ROWS}.csv",
+        checksum=f"{METRIC_ROWS}.csv.sha256",
     log:
         "logs/measure_attack/{victims}.{fl_model}.b{batch_size}.{defense}.{attack}.log",
     conda:
@@ -30,12 +31,13 @@ rule measure_attack:
         ],
     shell:
         "lti measure-attack --victims {input.victims} --reconstructions {input.reconstructions}"
-        " {params.metrics} {params.backbones} {params.tokenizer} --output {output} --threads {threads} --log {log}"
+        " {params.metrics} {params.backbones} {params.tokenizer} --output {output.rows} --threads {threads} --log {log}"
 
 
 rule summarise_experiment:
     input:
         metrics=cells_of(".csv", METRIC_ROWS),
+        checksums=cells_of(".csv.sha256", METRIC_ROWS),
         backbone_cards=lambda wildcards: backbones_of(
             PLAN.metrics_of_experiment(wildcards.experiment), ".json"
         ),
@@ -44,6 +46,7 @@ rule summarise_experiment:
             "summarise", PLAN.metrics_of_experiment(wildcards.experiment)
         ),
     output:
+        checksums=checksums_of(EXPERIMENT),
         summary=f"{EXPERIMENT}/summary.csv",
         table=report(
             f"{EXPERIMENT}/summary.md",
@@ -88,6 +91,7 @@ rule summarise_experiment:
 rule draw_curves:
     input:
         metrics=cells_of(".csv", METRIC_ROWS),
+        checksums=cells_of(".csv.sha256", METRIC_ROWS),
         code=lambda wildcards: metric_code(
             "draw_curves", PLAN.metrics_of_experiment(wildcards.experiment)
         ),
@@ -100,6 +104,7 @@ rule draw_curves:
         ),
         pdf=f"{EXPERIMENT}/curves.pdf",
         data=f"{EXPERIMENT}/curves.csv",
+        checksum=f"{EXPERIMENT}/curves.csv.sha256",
     log:
         "logs/draw_curves/{experiment}.log",
     conda:
@@ -127,8 +132,14 @@ rule combine_summaries:
             f"{RESULTS}/experiments/{experiment}/summary.md"
             for experiment in PLAN.config.reports[wildcards.report].experiments
         ],
+        checksums=lambda wildcards: [
+            ancient(path)
+            for experiment in PLAN.config.reports[wildcards.report].experiments
+            for path in checksums_of(f"{RESULTS}/experiments/{experiment}")
+        ],
         code=lambda wildcards: metric_code("combine", metrics_of_report(wildcards)),
     output:
+        checksums=checksums_of(REPORT),
         summary=f"{REPORT}/summary.csv",
         table=report(
             f"{REPORT}/summary.md",
@@ -160,6 +171,7 @@ rule combine_summaries:
 rule tabulate_metric:
     input:
         summary=f"{EXPERIMENT}/summary.csv",
+        checksum=ancient(f"{EXPERIMENT}/summary.csv.sha256"),
         backbone_cards=lambda wildcards: backbones_of(
             metrics_of_table(wildcards), ".json"
         ),
