@@ -6,6 +6,7 @@ import importlib.metadata
 import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -33,6 +34,7 @@ from lti.report.picture import choose_positions
 from lti.seeding import numpy_generator
 
 if TYPE_CHECKING:
+    import numpy as np
     import numpy.typing as npt
     import pandas as pd
     from tokenizers import Tokenizer
@@ -170,18 +172,12 @@ def _measured(
         error_of(rows[metric].to_numpy(dtype=float), modality) for rows in (frame, floor)
     )
     variant = metadata["variant"] or metadata["attack"]
-    stream = ("audit", metadata["defense"], variant)
     share = recovered_each(error, bound)
     finding = AttackFinding(
         attack=attack_label(variant),
-        metrics={
-            name: _estimate(frame[name].to_numpy(dtype=float), batch_size, (*stream, name))
-            for name in names
-        },
-        recovered=recovered(
-            error, bound, batch_size=batch_size, generator=numpy_generator(0, *stream, "share")
-        ),
-        worst=worst(share, generator=numpy_generator(0, *stream, "worst")),
+        metrics={name: _estimate(frame[name].to_numpy(dtype=float), batch_size) for name in names},
+        recovered=recovered(error, bound, batch_size=batch_size, generator=_resamples()),
+        worst=worst(share, generator=_resamples()),
     )
     return _Measured(
         defense=metadata["defense"],
@@ -195,9 +191,14 @@ def _measured(
     )
 
 
-def _estimate(values: Array, batch_size: int, stream: tuple[str, ...]) -> Estimate:
+def _resamples() -> np.random.Generator:
+    """Return what draws resamples: the same victims for all attacks, defenses and metrics."""
+    return numpy_generator(0, "audit", "bootstrap")
+
+
+def _estimate(values: Array, batch_size: int) -> Estimate:
     batches = values.reshape(-1, batch_size).mean(axis=1)
-    low, high = bootstrap_interval(batches, numpy_generator(0, *stream))
+    low, high = bootstrap_interval(batches, _resamples())
     return Estimate(float(values.mean()), low, high, len(values))
 
 
@@ -215,7 +216,7 @@ def _finding(
     best = next(one for one in group if one.finding is best_attack(attacks))
     truth, matched = match_victims(victims, read_arrays(best.reconstructions)[0])
     worst_first = np.argsort(-best.share, kind="stable")[: len(positions)]
-    show = {"truth": truth, "matched": matched, "share": best.share, "tokenizer": tokenizer}
+    show = partial(examples_of, truth, matched, best.share, tokenizer=tokenizer)
     defense = DEFENSES.parse(best.settings)
     return DefenseFinding(
         defense=best.defense,
@@ -225,8 +226,8 @@ def _finding(
         verdict=sentence(attacks, modality=modality, metric=FIRST[modality]),
         best=best.finding.attack,
         attacks=attacks,
-        examples=examples_of(**show, positions=positions),
-        worst=examples_of(**show, positions=[int(k) for k in worst_first]),
+        examples=show(positions),
+        worst=show([int(k) for k in worst_first]),
         utility=utility,
     )
 
