@@ -128,7 +128,7 @@ def _inverter(spec: AuditSpec, modality: Modality) -> dict[str, Any]:
         common["divide_by"] = "parameter"
     return {
         "quick": {**common, "steps": 300, "patience": 100, "hidden": 512, "components": 256},
-        "standard": {**common, "steps": 1500, "patience": 300, "hidden": 1024},
+        "standard": {**common, "steps": 1000, "patience": 250, "hidden": 768},
         "thorough": {**common, "steps": 20000, "patience": 4000, "hidden": 2048},
     }[spec.effort]
 
