@@ -10,6 +10,7 @@ command that the workflow's rules run.
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -22,7 +23,6 @@ __version__ = "0.1.0"
 
 def __getattr__(name: str) -> Any:
     if name == "audit":
-        from lti.auditing.api import run_audit
-
-        return run_audit
+        # By name: what this module imports, every stage depends on (`lti.modules`).
+        return import_module("lti.auditing.api").run_audit
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
