@@ -15,12 +15,14 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
+from lti.auditing.spec import AuditSpec, AuxiliaryData, VictimData
 from lti.config import (
     SECTIONS,
     Auxiliary,
     Config,
     Experiment,
     MetricRules,
+    Page,
     Pool,
     Report,
     Shift,
@@ -188,8 +190,9 @@ def render() -> str:
     *sections, last = (f"`{section}`" for section in SECTIONS)
     introduction = INTRODUCTION.format(sections=f"{', '.join(sections)} and {last}")
     lines = [introduction, "## Top level", "", *_table(Config)]
-    experiments = (Experiment, Auxiliary, Variation, Victims, Utility, Shift, Pool, Report)
-    for model in (StoreSettings, MetricRules, *experiments):
+    experiments = (Experiment, Auxiliary, Variation, Victims, Page, Utility, Shift, Pool, Report)
+    audit = (AuditSpec, AuxiliaryData, VictimData)
+    for model in (StoreSettings, MetricRules, *experiments, *audit):
         lines += [f"## {model.__name__}", "", _summary(model), "", *_table(model)]
     for section, registry in SECTIONS.items():
         lines += [f"## Entries of `{section}`", ""]

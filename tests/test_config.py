@@ -103,7 +103,11 @@ def test_the_shipped_configuration_is_valid():
             {},
             r"datasets\.photos: no key 'use'; .*cifar10, cola, dct-gauss",
         ),
-        ("fl_models/lenet/use", "vgg", r"unknown name 'vgg' in fl_models; known: bert, lenet"),
+        (
+            "fl_models/lenet/use",
+            "vgg",
+            r"unknown name 'vgg' in fl_models; known: bert, factory, lenet",
+        ),
         (
             "fl_models/text",
             {"use": "bert", "heads": 5},

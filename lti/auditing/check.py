@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 __all__ = ["Line", "check_audit"]
 
 BATCH = 8
+MANY = 0.2  # share of the parameters
 FADED = 1e-12  # squared norm, relative to the largest, of a parameter without a gradient
 
 
@@ -188,7 +189,8 @@ def _gradient_lines(gradient: torch.Tensor, layout: ParameterLayout) -> Iterator
         f"{layout.total:,} coordinates of {len(norms)} parameters, norm "
         f"{float(gradient.norm(dim=1).median()):.3g}",
     )
-    if faded and largest:
+    # A few have none by construction, such as the bias of an attention's keys.
+    if largest and len(faded) > MANY * len(norms):
         yield Line(
             "WARNING",
             "gradient",
