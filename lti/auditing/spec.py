@@ -6,9 +6,8 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from lti.config import Page
+from lti.config import Page, Utility
 from lti.errors import LTIError
-from lti.federated import FederatedTraining
 from lti.registry import describe_validation_error
 
 __all__ = ["AuditSpec", "AuxiliaryData", "VictimData", "parse_audit"]
@@ -72,7 +71,7 @@ class AuditSpec(_Section):
     inverter: dict[str, Any] | None = Field(
         None, description="An entry of `inverters`; null: by `effort`."
     )
-    utility: FederatedTraining | None = Field(
+    utility: Utility | None = Field(
         None, description="Federated training under each defense; null: none."
     )
     page: Page = Field(default_factory=Page, description="What the page shows.")
