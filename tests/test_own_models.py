@@ -274,6 +274,46 @@ def test_a_missing_program_is_named(tmp_path):
         FL_MODELS.parse({"use": "program", "file": str(tmp_path / "none.pt2")}).build(IMAGES)
 
 
+class Hard(nn.Module):
+    """Has an operation without a second derivative, as MobileNetV3 does."""
+
+    def __init__(self):
+        super().__init__()
+        self.linear = nn.Linear(3072, 3)
+
+    def forward(self, x):
+        return nn.functional.hardsigmoid(self.linear(x.flatten(1)))
+
+
+@pytest.mark.parametrize("kind", ["factory", "export"])
+@pytest.mark.filterwarnings("ignore")
+def test_gradients_have_derivatives_where_torchs_own_have_none(kind, tmp_path, monkeypatch):
+    torch.manual_seed(0)
+    plain = Hard().eval()
+    if kind == "export":
+        batch = torch.export.Dim("batch", min=1, max=1024)
+        program = torch.export.export(plain, (images(2),), dynamic_shapes=({0: batch},))
+        torch.export.save(program, tmp_path / "hard.pt2")
+        model = FL_MODELS.parse({"use": "program", "file": str(tmp_path / "hard.pt2")})
+    else:
+        model = FL_MODELS.parse({"use": "factory", "factory": f"{__name__}:Hard"})
+    network = model.build(IMAGES)
+    if kind == "factory":
+        network.network.load_state_dict(plain.state_dict())
+    x, label = images(3).requires_grad_(), torch.tensor([0, 1, 2])
+    torch.testing.assert_close(network(x), plain(x))
+    per_sample_gradient_function(model, network)(x, label).square().sum().backward()
+    moved, found = [], x.grad
+    for step in (1e-2, -1e-2):  # against finite differences of what torch itself computes
+        shifted = (x.detach() + step * found / found.norm()).requires_grad_(False)
+        total = 0.0
+        for row, one in zip(shifted, label, strict=True):
+            loss = nn.functional.cross_entropy(plain(row[None]), one[None])
+            total += sum(g.square().sum() for g in torch.autograd.grad(loss, plain.parameters()))
+        moved.append(float(total))
+    assert (moved[0] - moved[1]) / 2e-2 == pytest.approx(float(found.norm()), rel=1e-2)
+
+
 # Text
 
 

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 __all__ = ["Line", "check_audit"]
 
 BATCH = 8
+TWICE = ("lti-map", "ig", "tag")  # attacks that differentiate the gradient
 MANY = 0.2  # share of the parameters
 FADED = 1e-12  # squared norm, relative to the largest, of a parameter without a gradient
 
@@ -69,6 +70,7 @@ def check_audit(values: Mapping[str, Any], *, folder: Path) -> Iterator[Line]:
         yield Line("ERROR", "model and data", str(error))
         return
     yield from _gradient_lines(gradient, layout)
+    yield from _matching(plan, model, network, parts["auxiliary"])
     seen = plan.projections[SEEN]
     if not seen.is_fitted:
         yield Line("ok", "seen", f"{seen.layout(layout).total:,} of {layout.total:,} coordinates")
@@ -160,9 +162,11 @@ def _gradients(
         )
     compute = per_sample_gradient_function(model, network)
     try:
-        compute(x, label)
-        began = time.perf_counter()
-        gradient = compute(x, label)
+        taken = []
+        for _ in range(3):
+            began = time.perf_counter()
+            gradient = compute(x, label)
+            taken.append(time.perf_counter() - began)
     except LTIError:
         raise
     except Exception as error:
@@ -174,7 +178,35 @@ def _gradients(
         ) from error
     if not bool(gradient.isfinite().all()):
         raise LTIError("gradients are not finite; expected numbers. Correct the normalisation.")
-    return gradient, (time.perf_counter() - began) / len(x)
+    return gradient, min(taken) / len(x)
+
+
+def _matching(plan: Plan, model: FLModel, network: nn.Module, samples: Samples) -> Iterator[Line]:
+    """Differentiate a gradient once more, if an attack does."""
+    import torch
+
+    from lti.data.samples import as_input
+
+    asked = [name for name in plan.experiment(EXPERIMENT).attacks if name in TWICE]
+    if not asked:
+        return
+    x = as_input(torch.from_numpy(samples.value[:1]))
+    if not x.is_floating_point():
+        x = model.token_embedding(network).detach()[x]
+    x.requires_grad_()
+    label = torch.from_numpy(model.labels(samples)[:1])
+    try:
+        per_sample_gradient_function(model, network)(x, label).square().sum().backward()
+    except Exception as error:
+        line = str(error).splitlines()[0]
+        yield Line(
+            "ERROR",
+            "second derivative",
+            f"{', '.join(asked)} differentiate the gradient once more, which fails "
+            f"({type(error).__name__}: {line}). Use other operations, or leave these attacks out.",
+        )
+    else:
+        yield Line("ok", "second derivative", f"is there, for {', '.join(asked)}")
 
 
 def _gradient_lines(gradient: torch.Tensor, layout: ParameterLayout) -> Iterator[Line]:

@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import nn
 from torch.nn import functional
-from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from lti.fl_models.second_derivatives import twice_differentiable
 
 __all__ = ["ImageClassifier", "TextClassifier", "calibrate"]
 
@@ -42,7 +43,7 @@ class ImageClassifier(nn.Module):
             x = functional.interpolate(
                 x, size=(self.side, self.side), mode="bilinear", align_corners=False
             )
-        with sdpa_kernel(SDPBackend.MATH):  # the others have no second derivative
+        with twice_differentiable():
             return _logits(self.network((x - self.mean) / self.std))
 
 
@@ -67,7 +68,7 @@ class TextClassifier(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Map int64 ``(b, T)`` or float ``(b, T, d)`` to ``(b, classes)``."""
         given = {"inputs_embeds" if x.is_floating_point() else "input_ids": x}
-        with sdpa_kernel(SDPBackend.MATH):
+        with twice_differentiable():
             return _logits(self.network(**given))
 
 

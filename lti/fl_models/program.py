@@ -10,9 +10,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lti.errors import LTIError
+from lti.fl_models.second_derivatives import replace_in_program
 
 if TYPE_CHECKING:
     from torch import nn
+    from torch.fx import GraphModule
 
 __all__ = ["load_program"]
 
@@ -59,6 +61,7 @@ def load_program(path: Path, *, side: int | None = None) -> nn.Module:
             f"{path}: cannot be read as {kind} ({type(error).__name__}: {line}). {_EXPECTED}"
         ) from error
     program.float()
+    replace_in_program(program)
     # The mode of what was exported is part of the program.
     program.train = lambda mode=True: program  # type: ignore[method-assign]
     program.training = False
@@ -72,13 +75,13 @@ _EXPECTED = (
 )
 
 
-def _exported(path: Path) -> nn.Module:
+def _exported(path: Path) -> GraphModule:
     import torch
 
     return torch.export.load(path).module()
 
 
-def _converted(path: Path, side: int) -> nn.Module:
+def _converted(path: Path, side: int) -> GraphModule:
     import torch
 
     # Of torch's own; there is no public name for it.
