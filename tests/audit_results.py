@@ -64,7 +64,9 @@ def finding(name: str) -> DefenseFinding:
         psnr, mse = estimate(12 + 20 * share, 0.31), estimate(0.06 - share / 20, 1e-3)
         recovered = estimate(share, 0.0153)
         worst = estimate(share + 0.25 * (1 - share), 0.03, 10)
-        attacks.append(AttackFinding(label, {"psnr": psnr, "mse": mse}, recovered, worst))
+        attacks.append(
+            AttackFinding(label, {"psnr": psnr, "mse": mse}, recovered, worst, 0.021, 0.087)
+        )
     seed = len(name)
     return DefenseFinding(
         defense=name,

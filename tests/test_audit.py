@@ -16,16 +16,21 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
+from lti.auditing.assemble import Page as Shown
+from lti.auditing.assemble import Run, assemble
 from lti.auditing.check import check_audit
 from lti.auditing.expand import expand_audit
-from lti.auditing.recovery import constant_guess, recovered, recovered_each, worst
+from lti.auditing.recovery import constant_guess, exchanged, recovered, recovered_each, worst
 from lti.auditing.result import AttackFinding, AuditResult, DefenseFinding, Estimate, Example
 from lti.auditing.result_json import read_result, write_result
 from lti.auditing.verdict import best_attack, level_of, sentence
 from lti.cli import app
 from lti.config import parse_config
+from lti.data.dataset import DATASETS
 from lti.data.samples import Samples
 from lti.errors import LTIError
+from lti.files import write_arrays
+from lti.metrics.measure import measure, write_metrics
 from lti.plan import Plan
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -49,7 +54,10 @@ def test_the_constant_guess_of_images_is_their_mean():
 def test_the_constant_guess_of_text_is_the_most_frequent_token_of_each_position():
     value = np.array([[1, 2, 0], [1, 3, 0], [4, 3, 0]], dtype=np.int32)
     zeros = np.zeros(3, dtype=np.int64)
-    assert constant_guess(Samples(value, zeros, zeros)).tolist() == [1, 3, 0]
+    samples = Samples(value, zeros, zeros)
+    assert constant_guess(samples).tolist() == [1, 3, 0]
+    assert constant_guess(samples, special={1}).tolist() == [4, 3, 0]
+    assert constant_guess(samples, special={0}).tolist() == [1, 3, 0]  # all that there is
 
 
 @given(ERRORS, st.sampled_from([1, 2]))
@@ -97,6 +105,51 @@ def test_batches_are_what_is_drawn_again():
     assert together.high - together.low > 1.2 * (apart.high - apart.low)
 
 
+@given(st.lists(st.integers(0, 3), min_size=1, max_size=40), st.integers(0, 9))
+@settings(max_examples=30, deadline=None)
+def test_reconstructions_are_exchanged_within_their_label(label, seed):
+    label = np.array(label)
+    order = exchanged(label, np.random.default_rng(seed))
+    assert sorted(order) == list(range(len(label)))
+    assert (label[order] == label).all()
+
+
+@pytest.mark.parametrize("batch_size", [1, 4])
+def test_guesses_without_a_gradient_expose_nobody(tmp_path, batch_size):
+    """Random images and class means: the best of many, and of a batch's orders, is near by chance."""
+    photos = DATASETS.parse({"use": "photos"})
+    auxiliary, pool = photos.load("auxiliary"), photos.load("victims")
+    rng = np.random.default_rng(0)
+    chosen = pool.take(rng.permutation(len(pool))[:200])
+    victims = {"image": chosen.value, "label": chosen.label, "index": chosen.index}
+    levels = []
+    for number in range(4):
+        if number == 0:
+            means = [auxiliary.value[auxiliary.label == k].mean(axis=0) for k in range(10)]
+            made = np.stack([means[k] for k in chosen.label]) / 255
+        else:
+            made = auxiliary.value[rng.integers(len(auxiliary), size=200)] / 255
+        made = made.astype(np.float32).reshape(-1, batch_size, 3, 32, 32)
+        facts = {
+            **{"dataset": "photos", "fl_model": "m", "batch_size": batch_size, "seed": 0},
+            **{"defense": "d", "attack": "guess", "variant": "guess"},
+            "defense_settings": {"use": "none"},
+        }
+        write_arrays(tmp_path / "r.safetensors", {"reconstruction": made}, facts)
+        frame = measure(victims, {"reconstruction": made}, facts)
+        write_metrics(tmp_path / "m.csv", frame)
+        result = assemble(
+            [Run(tmp_path / "m.csv", tmp_path / "r.safetensors")],
+            victims=victims,
+            auxiliary=auxiliary,
+            page=Shown("t", 2, 0, {}),
+            facts={},
+            digests={},
+        )
+        levels.append(result.defenses[0].level)
+    assert levels == ["not recovered"] * 4
+
+
 def test_victims_that_equal_the_guess_have_no_share():
     error, floor = np.array([0.0, 0.5, 0.2]), np.array([0.0, 1.0, 0.1])
     np.testing.assert_allclose(recovered_each(error, floor), [0.0, 0.5, -1.0])
@@ -118,13 +171,15 @@ def test_the_worst_are_one_in_a_hundred_and_at_least_one(n):
 # Verdicts
 
 
-def attack(mean, *, low=None, high=None, worst=0.0, name="LTI"):
-    share = Estimate(mean, mean if low is None else low, mean if high is None else high, 100)
+def attack(mean, *, low=None, high=None, worst=0.0, name="LTI", n=100, chance=-0.5, of_worst=0.05):
+    share = Estimate(mean, mean if low is None else low, mean if high is None else high, n)
     return AttackFinding(
         attack=name,
         metrics={"psnr": Estimate(20.123, 19.5, 20.75, 100)},
         recovered=share,
         worst=Estimate(worst, worst, worst, 1),
+        chance=chance,
+        chance_worst=of_worst,
     )
 
 
@@ -139,6 +194,10 @@ def attack(mean, *, low=None, high=None, worst=0.0, name="LTI"):
         ([attack(0.15, low=0.05)], "not recovered"),
         ([attack(-0.4, worst=0.1)], "not recovered"),
         ([attack(0.9, low=math.nan, high=math.nan)], "exposed"),
+        ([attack(0.6, chance=0.6)], "not recovered"),  # the look of a class
+        ([attack(0.0, worst=0.95, of_worst=0.96)], "not recovered"),  # the best of many guesses
+        ([attack(0.9, n=4), attack(0.0)], "not recovered"),  # four victims say little
+        ([attack(0.9, n=4)], "exposed"),  # unless there are no others
     ],
 )
 def test_levels(attacks, level):

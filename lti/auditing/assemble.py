@@ -16,6 +16,7 @@ from lti.auditing.recovery import (
     ERRORS,
     constant_guess,
     error_of,
+    exchanged,
     recovered,
     recovered_each,
     worst,
@@ -48,6 +49,9 @@ __all__ = ["FIRST", "Page", "Run", "assemble"]
 
 FIRST: dict[Modality, str] = {"image": "psnr", "text": "token_accuracy"}
 """The metric that tables put first."""
+
+EXCHANGES = 10
+"""Exchanges of reconstructions among victims, for what chance recovers."""
 
 LIBRARIES = ("torch", "numpy", "zarr", "torchvision", "transformers", "snakemake")
 
@@ -105,7 +109,7 @@ def assemble(
     if not runs:
         raise LTIError("nothing to assemble: got no attacks. Run one.")
     modality: Modality = "image" if "image" in victims else "text"
-    guess = constant_guess(auxiliary)
+    guess = constant_guess(auxiliary, special=() if text is None else text.special)
     known = (modality, victims, guess, text)
     measured: dict[str, list[_Measured]] = {}
     for run in runs:
@@ -173,11 +177,14 @@ def _measured(
     )
     variant = metadata["variant"] or metadata["attack"]
     share = recovered_each(error, bound)
+    chance = _chance(run, metadata, victims, bound, modality, text)
     finding = AttackFinding(
         attack=attack_label(variant),
         metrics={name: _estimate(frame[name].to_numpy(dtype=float), batch_size) for name in names},
         recovered=recovered(error, bound, batch_size=batch_size, generator=_resamples()),
         worst=worst(share, generator=_resamples()),
+        chance=chance[0],
+        chance_worst=chance[1],
     )
     return _Measured(
         defense=metadata["defense"],
@@ -189,6 +196,31 @@ def _measured(
         floor=floor,
         reconstructions=run.reconstructions,
     )
+
+
+def _chance(
+    run: Run,
+    metadata: Mapping[str, Any],
+    victims: Mapping[str, Array],
+    floor: Array,
+    modality: Modality,
+    text: Text | None,
+) -> tuple[float, float]:
+    """Return the mean share, and the most of the worst, where reconstructions are exchanged."""
+    import numpy as np
+
+    made = read_arrays(run.reconstructions)[0]["reconstruction"]
+    flat = made.reshape(-1, *made.shape[2:])
+    label = np.asarray(victims["label"][: len(flat)])
+    metric, shares, worsts = ERRORS[modality], [], []
+    for number in range(EXCHANGES):
+        order = exchanged(label, numpy_generator(0, "audit", "exchange", number))
+        moved = {"reconstruction": flat[order].reshape(made.shape)}
+        frame = measure(victims, moved, metadata, metrics=[metric], text=text)
+        error = error_of(frame[metric].to_numpy(dtype=float), modality)
+        shares.append(1.0 - float(error.sum() / floor.sum()))
+        worsts.append(worst(recovered_each(error, floor), generator=_resamples()).mean)
+    return float(np.mean(shares)), max(worsts)
 
 
 def _resamples() -> np.random.Generator:

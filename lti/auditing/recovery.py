@@ -11,6 +11,8 @@ from lti.errors import LTIError
 from lti.metrics.summary import CONFIDENCE, RESAMPLES
 
 if TYPE_CHECKING:
+    from collections.abc import Collection
+
     import numpy as np
     import numpy.typing as npt
 
@@ -18,7 +20,16 @@ if TYPE_CHECKING:
 
     Array = npt.NDArray[Any]
 
-__all__ = ["ERRORS", "WORST", "constant_guess", "error_of", "recovered", "recovered_each", "worst"]
+__all__ = [
+    "ERRORS",
+    "WORST",
+    "constant_guess",
+    "error_of",
+    "exchanged",
+    "recovered",
+    "recovered_each",
+    "worst",
+]
 
 ERRORS: dict[Modality, str] = {"image": "mse", "text": "token_accuracy"}
 """The metric that a victim's error is read from."""
@@ -27,11 +38,15 @@ WORST = 0.01
 """Share of the victims of whom the most comes back."""
 
 
-def constant_guess(auxiliary: Samples) -> Array:
-    """Return the one sample that is closest to all auxiliary samples, without any gradient.
+def constant_guess(auxiliary: Samples, *, special: Collection[int] = ()) -> Array:
+    """Return the one sample that is closest to all auxiliary samples.
 
     The mean image, float32 ``(3, h, w)`` in [0, 1], which has the least mean squared error; or
     the most frequent token of each position, int32 ``(length,)``.
+
+    Args:
+        auxiliary: the samples.
+        special: tokens that do not count, since metrics leave them out too.
     """
     import numpy as np
 
@@ -41,7 +56,34 @@ def constant_guess(auxiliary: Samples) -> Array:
             mean += to_float(auxiliary.value[start : start + 4096]).sum(axis=0, dtype=np.float64)
         return (mean / len(auxiliary)).astype(np.float32)
     columns = auxiliary.value.T
-    return np.array([np.bincount(column).argmax() for column in columns], dtype=np.int32)
+    left_out = sorted(special)
+    guess = []
+    for column in columns:
+        real = column[~np.isin(column, left_out)]
+        guess.append(np.bincount(real if len(real) else column).argmax())
+    return np.array(guess, dtype=np.int32)
+
+
+def exchanged(label: Array, generator: np.random.Generator) -> Array:
+    """Return whose reconstruction stands for whose: victims of one label are exchanged by chance.
+
+    What is recovered with it is what needs no gradient: the look of a class, and that the best of
+    many victims, or of a batch's orderings, is near something by chance.
+
+    Args:
+        label: ``(n,)``, known to the attacker.
+        generator: of the exchange.
+
+    Returns:
+        int ``(n,)``, a permutation.
+    """
+    import numpy as np
+
+    order = np.arange(len(label))
+    for value in np.unique(label):
+        members = np.flatnonzero(label == value)
+        order[members] = generator.permutation(members)
+    return order
 
 
 def error_of(values: Array, modality: Modality) -> Array:

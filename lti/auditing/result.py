@@ -49,6 +49,11 @@ class AttackFinding:
     0 is worse than guessing."""
     worst: Estimate
     """``recovered`` of the 1 % of victims of whom the most comes back, at least one."""
+    chance: float
+    """``recovered`` where the reconstructions of victims of one label are exchanged: no gradient is
+    needed for it."""
+    chance_worst: float
+    """The most that ``worst`` reaches in several such exchanges."""
 
 
 @dataclass(frozen=True)

@@ -106,6 +106,8 @@ def _attack(values: dict[str, Any]) -> AttackFinding:
         metrics={name: _estimate(value) for name, value in values["metrics"].items()},
         recovered=_estimate(values["recovered"]),
         worst=_estimate(values["worst"]),
+        chance=float(values["chance"]),
+        chance_worst=float(values["chance_worst"]),
     )
 
 

@@ -11,7 +11,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
-from lti.auditing.verdict import LEVELS
+from lti.auditing.verdict import LEVELS, judged
 from lti.errors import LTIError
 from lti.files import atomic_path
 from lti.report import audit_text
@@ -162,7 +162,7 @@ def _worst(finding: DefenseFinding) -> AttackFinding:
     def key(attack: AttackFinding) -> float:
         return -math.inf if math.isnan(attack.worst.mean) else attack.worst.mean
 
-    return max(finding.attacks, key=key)
+    return max(judged(finding.attacks), key=key)
 
 
 def _utility(result: AuditResult) -> dict[str, Any]:
