@@ -116,7 +116,7 @@ def test_reconstructions_are_exchanged_within_their_label(label, seed):
 
 @pytest.mark.parametrize("batch_size", [1, 4])
 def test_guesses_without_a_gradient_expose_nobody(tmp_path, batch_size):
-    """Random images and class means: the best of many, and of a batch's orders, is near by chance."""
+    """Random images and class means: the best of many, or of a batch's orders, is near."""
     photos = DATASETS.parse({"use": "photos"})
     auxiliary, pool = photos.load("auxiliary"), photos.load("victims")
     rng = np.random.default_rng(0)

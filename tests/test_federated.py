@@ -28,11 +28,12 @@ from lti.data.selection import write_selection
 from lti.defenses import DEFENSES
 from lti.errors import LTIError
 from lti.federated import FederatedTraining
-from lti.federated.evaluation import judge, refresh_statistics
+from lti.federated.evaluation import judge
 from lti.federated.split import client_batches, hold_out, split_to_clients
 from lti.federated.train import HISTORY, train_federated
 from lti.files import read_json
 from lti.fl_models import FL_MODELS, FLTask, attacked, network_digest, save_fl_model
+from lti.fl_models.batch_norm import set_statistics
 from lti.gradients.sent import sent_by_clients
 from lti.gradients.store import GradientStore
 from lti.progress import Progress
@@ -326,7 +327,7 @@ def test_batch_statistics_are_those_of_the_samples():
     network = model.build(FLTask(2)).requires_grad_(False)
     before = copy.deepcopy(network)
     value = torch.from_numpy(shades(50).value)
-    refresh_statistics(network, value)
+    set_statistics(network, value / 255)
     x = network.conv(value / 255)
     torch.testing.assert_close(network.norm.running_mean, x.mean(dim=(0, 2, 3)))
     torch.testing.assert_close(network.norm.running_var, x.var(dim=(0, 2, 3)))

@@ -16,7 +16,8 @@ from torch import nn
 from lti.errors import LTIError
 from lti.files import read_tensors, write_tensors
 from lti.fl_models import FL_MODELS, FLTask, attacked, load_fl_model, save_fl_model
-from lti.fl_models.client_network import calibrate
+from lti.fl_models.batch_norm import set_statistics
+from lti.fl_models.program import _is_plain
 from lti.gradients.layout import ParameterLayout
 from lti.gradients.per_sample import per_sample_gradient_function
 from lti.projections import PROJECTIONS
@@ -119,12 +120,25 @@ def test_calibration_gives_the_statistics_of_the_samples(mine):
     network = made(mine).build(IMAGES)
     x = images(256)
     seen = network.network[0](x)
-    assert calibrate(network, x) == 1
+    assert set_statistics(network, x) == 1
     norm = network.network[1]
     torch.testing.assert_close(norm.running_mean, seen.mean((0, 2, 3)), rtol=1e-3, atol=1e-4)
     torch.testing.assert_close(norm.running_var, seen.var((0, 2, 3)), rtol=1e-2, atol=1e-4)
     assert not any(module.training for module in network.modules())
     assert norm.momentum == 0.1
+
+
+def test_no_block_of_calibration_has_a_single_sample():
+    """A layer that sees one pixel has no variance of one sample."""
+    network = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.BatchNorm2d(3)).eval()
+    assert set_statistics(network, images(257)) == 1
+    assert network[1].running_var.isfinite().all()
+
+
+def test_calibration_without_batchnorm_is_refused(mine, tmp_path):
+    model = FL_MODELS.parse({"use": "factory", "factory": f"{__name__}:Hard", "calibrate": 8})
+    with pytest.raises(LTIError, match="no BatchNorm layer"):
+        save_fl_model(tmp_path / "m.safetensors", tmp_path / "m.json", model, IMAGES, x=images(8))
 
 
 def test_a_model_is_stored_and_read_again_with_its_statistics(mine, tmp_path):
@@ -134,7 +148,7 @@ def test_a_model_is_stored_and_read_again_with_its_statistics(mine, tmp_path):
     read, network = load_fl_model(path)
     assert read == model
     expected = model.build(IMAGES)
-    calibrate(expected, images(32))
+    set_statistics(expected, images(32))
     torch.testing.assert_close(network(images()), expected(images()))
     assert json.loads((tmp_path / "m.json").read_text())["fl_model"]["factory"] == f"{mine}:network"
 
@@ -251,6 +265,56 @@ def test_a_program_with_a_pickle_bomb_is_refused_and_not_run(tmp_path):
     with pytest.raises(LTIError, match="Save the network anew"):
         FL_MODELS.parse({"use": "program", "file": str(hostile)}).build(IMAGES)
     assert not marker.exists()
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_program_whose_sizes_are_code_is_refused_and_not_run(tmp_path):
+    """torch hands the text of sizes to sympy, which evaluates it."""
+    _, path = saved(tmp_path, "export")
+    marker, hostile = tmp_path / "run", tmp_path / "hostile.pt2"
+    code = f"__import__('os').mkdir('{marker}')"
+    replaced = 0
+    with zipfile.ZipFile(path) as old, zipfile.ZipFile(hostile, "w") as new:
+        for name in old.namelist():
+            content = old.read(name)
+            if name.endswith("model.json"):
+                program = json.loads(content)
+                pending = [program]
+                while pending:
+                    value = pending.pop()
+                    if isinstance(value, dict):
+                        if "expr_str" in value:
+                            value["expr_str"], replaced = code, replaced + 1
+                        pending += value.values()
+                    elif isinstance(value, list):
+                        pending += value
+                content = json.dumps(program).encode()
+            new.writestr(name, content)
+    assert replaced
+    with pytest.raises(LTIError, match="which is not evaluated"):
+        FL_MODELS.parse({"use": "program", "file": str(hostile)}).build(IMAGES)
+    assert not marker.exists()
+
+
+@pytest.mark.parametrize(
+    ("text", "plain"),
+    [
+        ("Symbol('s0', positive=True, integer=True)", True),
+        ("4*Symbol('s0') + 1", True),
+        ("FloorDiv(s0, 2)", True),
+        ("Max(1, s0)**2", True),
+        ("__import__('os').system('true')", False),
+        ("().__class__", False),
+        ("Symbol('s0').name", False),
+        ("open('x')", False),
+        ("[1 for x in y]", False),
+        ("lambda: 1", False),
+        ("Symbol('os.system(1)')", False),
+        ("1 +", False),
+    ],
+)
+def test_sizes_are_symbols_numbers_and_arithmetic(text, plain):
+    assert _is_plain(text) is plain
 
 
 @pytest.mark.parametrize("content", [b"", b"not a zip", b"PK\x05\x06" + 18 * b"\0"])

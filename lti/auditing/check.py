@@ -15,6 +15,7 @@ from lti.auditing.expand import DATA, EXPERIMENT, MODEL, SEEN, expand_audit
 from lti.config import parse_config
 from lti.errors import LTIError
 from lti.fl_models import FLTask, attacked
+from lti.fl_models.base import calibrated
 from lti.gradients.layout import ParameterLayout
 from lti.gradients.per_sample import per_sample_gradient_function
 from lti.plan import Plan
@@ -119,13 +120,12 @@ def _model(plan: Plan, task: FLTask, auxiliary: Samples) -> tuple[FLModel, nn.Mo
     import torch
 
     from lti.data.samples import as_input
-    from lti.fl_models.client_network import calibrate
 
     model = plan.fl_models[MODEL]
     network = model.build(task)
     if model.calibration_samples:
         value = auxiliary.value[: model.calibration_samples]
-        calibrate(network, as_input(torch.from_numpy(value)))
+        calibrated(model, network, as_input(torch.from_numpy(value)))
     return model, network.requires_grad_(False).eval()
 
 

@@ -56,22 +56,25 @@ def utility_of(trainings: Sequence[Mapping[str, Any]]) -> dict[str, Utility]:
 
 
 def _privacy(card: Mapping[str, Any]) -> dict[str, float]:
-    """Return what DP-SGD guarantees a client's sample towards the server; nothing of others.
+    """Return what Renyi accounting says of DP-SGD for a client's sample; nothing of others.
 
-    The server sees every message, so the choice of clients hides nothing: a client of the fewest
-    samples takes part in its share of the rounds, and draws its batches from its own samples.
+    Towards a server that sees every message, so that the choice of clients hides nothing, of the
+    client that took part most often, pilots included, and of the one with the fewest samples.
+    Where samples are not clipped one by one, or BatchNorm's statistics are made from raw samples,
+    there is no such number. Batches have a fixed size here, where the accountant takes them for
+    Poisson samples.
     """
     defense, training = card["defense"], card["training"]
-    if defense["use"] != "dp-sgd":
+    if defense["use"] != "dp-sgd" or defense["defense_at"] != "sample" or card["batch_norm"]:
         return {}
     from lti.defenses.privacy import epsilon
 
     fewest = min(size for size in card["samples_of_clients"] if size)
-    rounds = math.ceil(training["rounds"] * training["clients_per_round"] / training["clients"])
     found = epsilon(
         noise_multiplier=defense["noise_multiplier"],
         sampling_rate=min(1.0, training["batch_size"] / fewest),
-        rounds=rounds,
+        rounds=card["participations"],
         delta=DELTA,
+        accountant="rdp",  # the other takes memory without bounds where there is little noise
     )
     return {"epsilon": found, "delta": DELTA}

@@ -1,4 +1,4 @@
-"""Accuracy and loss of an FL model on samples, and BatchNorm's statistics."""
+"""Accuracy and loss of an FL model on samples."""
 
 from __future__ import annotations
 
@@ -7,15 +7,16 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
-from torch import nn
 
 from lti.data.samples import as_input
 from lti.seeding import numpy_generator
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from lti.fl_models import FLModel
 
-__all__ = ["Judged", "judge", "refresh_statistics"]
+__all__ = ["Judged", "judge"]
 
 # Samples at once; a language model's output is large.
 BLOCK, TEXT_BLOCK = 256, 32
@@ -98,27 +99,3 @@ def judge(
     loss = total / len(value)
     finite = loss if loss == loss else float("inf")
     return Judged(torch.cat(right), torch.cat(asked), finite)
-
-
-@torch.no_grad()
-def refresh_statistics(network: nn.Module, value: torch.Tensor) -> None:
-    """Set BatchNorm's means and variances to those of a batch under the current weights.
-
-    A network without BatchNorm is left as it is.
-
-    Args:
-        network: in evaluation mode, and left in it.
-        value: samples as stored, ``(n, ...)``.
-    """
-    norms = [m for m in network.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
-    if not norms:
-        return
-    momenta = [norm.momentum for norm in norms]
-    for norm in norms:
-        norm.reset_running_stats()
-        norm.momentum = None  # the batch's own, in place of a moving average
-        norm.train()
-    network(as_input(value.to(next(network.parameters()).device)))
-    for norm, momentum in zip(norms, momenta, strict=True):
-        norm.momentum = momentum
-        norm.eval()

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
     from lti.federated.settings import FederatedTraining
 
-__all__ = ["client_batches", "hold_out", "split_to_clients"]
+__all__ = ["client_batches", "hold_out", "most_participations", "split_to_clients"]
 
 
 def hold_out(n: int, settings: FederatedTraining) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
@@ -114,6 +114,25 @@ def client_batches(
     import numpy as np
 
     draw = numpy_generator(settings.seed, "federated", "round", number)
-    chosen = draw.choice(len(parts), settings.clients_per_round, replace=False)
+    chosen = _chosen(len(parts), settings, draw)
     batches = [draw.choice(parts[client], settings.batch_size, replace=False) for client in chosen]
     return np.stack(batches).astype(np.int64)
+
+
+def most_participations(clients: int, settings: FederatedTraining) -> int:
+    """Return how often the client that is drawn most often takes part, pilots included."""
+    import numpy as np
+
+    counts = np.zeros(clients, dtype=np.int64)
+    for rounds in (*[settings.pilot_rounds] * settings.pilots, settings.rounds):
+        for number in range(1, rounds + 1):
+            draw = numpy_generator(settings.seed, "federated", "round", number)
+            counts[_chosen(clients, settings, draw)] += 1
+    return int(counts.max())
+
+
+def _chosen(
+    clients: int, settings: FederatedTraining, draw: np.random.Generator
+) -> npt.NDArray[np.int64]:
+    """Return a round's clients, drawn without replacement."""
+    return draw.choice(clients, settings.clients_per_round, replace=False)

@@ -14,10 +14,11 @@ from lti.checkpoint import Checkpoint
 from lti.compute import Compute
 from lti.data.samples import Samples, as_input
 from lti.errors import LTIError
-from lti.federated.evaluation import Judged, judge, refresh_statistics
+from lti.federated.evaluation import Judged, judge
 from lti.federated.settings import FederatedTraining
 from lti.federated.split import client_batches, hold_out, split_to_clients
 from lti.fl_models import FLModel, attacked
+from lti.fl_models.batch_norm import set_statistics
 from lti.gradients.layout import ParameterLayout
 from lti.gradients.sent import sent_by_clients
 from lti.interruption import saving_first
@@ -105,7 +106,8 @@ def train_federated(
     learned, kept = hold_out(len(samples), settings)
     parts = [learned[part] for part in split_to_clients(samples.label[learned], settings)]
     test_value, test_label = _tensors(model, test, "test")
-    statistics, judged = value[learned[:STATISTICS]], learned[:JUDGED]
+    judged = learned[:JUDGED]
+    statistics = as_input(value[learned[:STATISTICS]].to(compute.device))
 
     parameters = attacked(model, network)
     layout = ParameterLayout.of(parameters)
@@ -123,7 +125,7 @@ def train_federated(
         scores = state.kept["scores"].cpu()
 
     def score(value: torch.Tensor, label: torch.Tensor) -> Judged:
-        refresh_statistics(network, statistics)
+        set_statistics(network, statistics)
         return judge(model, network, value, label, special=special)
 
     def evaluate(number: int) -> None:
@@ -139,7 +141,7 @@ def train_federated(
         state.history.append(dict(zip(HISTORY, row, strict=True)))
 
     def take_step(number: int) -> None:
-        refresh_statistics(network, statistics)
+        set_statistics(network, statistics)
         index = torch.from_numpy(client_batches(parts, settings, number))
         generators = [
             torch_generator(

@@ -28,6 +28,7 @@ __all__ = [
     "FLModel",
     "FLTask",
     "attacked",
+    "calibrated",
     "load_fl_model",
     "network_digest",
     "save_fl_model",
@@ -243,13 +244,28 @@ def save_fl_model(
         content = (Path(file).read_bytes() for file in model.files())
         card["files"] = [sha256(part).hexdigest()[:16] for part in content]
     if x is not None:
-        from lti.fl_models.client_network import calibrate
-
-        card["calibrated"] = {"layers": calibrate(network, x), "samples": len(x)}
+        card["calibrated"] = {"layers": calibrated(model, network, x), "samples": len(x)}
     write_tensors(path, dict(network.state_dict()), card)
     card["digest"] = network_digest(network)
     write_card(card_path, card)
     return card
+
+
+def calibrated(model: FLModel, network: nn.Module, x: torch.Tensor) -> int:
+    """Set BatchNorm's statistics to those of samples, and return the number of layers.
+
+    Raises:
+        LTIError: there is no such layer.
+    """
+    from lti.fl_models.batch_norm import set_statistics
+
+    if not (layers := set_statistics(network, x)):
+        raise LTIError(
+            f"{model.name}.calibrate: got {model.calibration_samples}, and the network has no "
+            f"BatchNorm layer whose statistics could be set (in a saved program they are part of "
+            f"the graph); expected 0. Change it."
+        )
+    return layers
 
 
 def load_fl_model(

@@ -11,7 +11,7 @@ from torch.nn import functional
 
 from lti.fl_models.second_derivatives import twice_differentiable
 
-__all__ = ["ImageClassifier", "TextClassifier", "calibrate"]
+__all__ = ["ImageClassifier", "TextClassifier"]
 
 
 class ImageClassifier(nn.Module):
@@ -75,35 +75,3 @@ class TextClassifier(nn.Module):
 def _logits(output: Any) -> torch.Tensor:
     logits: torch.Tensor = getattr(output, "logits", output)
     return logits
-
-
-@torch.no_grad()
-def calibrate(network: nn.Module, x: torch.Tensor, *, block: int = 128) -> int:
-    """Set the running statistics of BatchNorm layers to those of samples.
-
-    An untrained network's are 0 and 1, under which the signal, and with it the gradient, fades
-    from layer to layer; in a client's they follow the data. They become the mean of the blocks'
-    statistics.
-
-    Args:
-        network: is left in evaluation mode.
-        x: ``(n, ...)`` in the network's input range.
-        block: samples at once.
-
-    Returns:
-        the number of layers.
-    """
-    layers = [m for m in network.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
-    layers = [layer for layer in layers if layer.running_mean is not None]
-    momenta = [layer.momentum for layer in layers]
-    for layer in layers:
-        layer.reset_running_stats()
-        layer.momentum = None  # the mean over all blocks
-        layer.train()
-    if layers:
-        for rows in x.split(block):
-            network(rows)
-    for layer, momentum in zip(layers, momenta, strict=True):
-        layer.momentum = momentum
-    network.eval()
-    return len(layers)

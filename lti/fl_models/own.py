@@ -35,6 +35,7 @@ class OwnModel(FLModel):
     calibrate: int = Field(
         0,
         ge=0,
+        # One sample has no variance where a layer sees a single pixel.
         description="Set BatchNorm's running statistics to those of the first so many auxiliary "
         "samples, as in a network that is being trained; 0: leave them.",
     )
@@ -82,6 +83,12 @@ class _ImageModel(OwnModel):
         description="Height and width that the network takes: samples are interpolated to it, as "
         "part of the network; null: their own.",
     )
+
+    @model_validator(mode="after")
+    def _check_calibration(self) -> _ImageModel:
+        if self.calibrate == 1:
+            raise described(["calibrate: got 1, of which there is no variance; allowed: 0 or 2"])
+        return self
 
     @model_validator(mode="after")
     def _check_std(self) -> _ImageModel:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import ast
+import json
+import re
 import warnings
 import zipfile
 from collections.abc import Iterator
@@ -17,6 +20,17 @@ if TYPE_CHECKING:
     from torch.fx import GraphModule
 
 __all__ = ["load_program"]
+
+FUNCTIONS = {
+    *("Symbol", "Integer", "Float", "Rational", "Add", "Mul", "Pow", "Max", "Min", "Mod", "Abs"),
+    *("FloorDiv", "CeilDiv", "PythonMod", "IntTrueDiv", "CleanDiv", "ModularIndexing", "Where"),
+}
+"""What a size may be made of, of sympy and torch."""
+
+PLAIN = (
+    *(ast.Expression, ast.Name, ast.Load, ast.keyword, ast.BinOp, ast.UnaryOp, ast.operator),
+    *(ast.unaryop, ast.Compare, ast.cmpop, ast.BoolOp, ast.boolop),
+)
 
 SIDE = 32  # of the image that a TorchScript program is converted with
 
@@ -47,6 +61,9 @@ def load_program(path: Path, *, side: int | None = None) -> nn.Module:
         raise LTIError(f"{path}: {error}. {_EXPECTED}") from None
     if any("aotinductor" in name or name.endswith((".so", ".dll")) for name in names):
         raise LTIError(f"{path}: holds machine code, which is not run here. {_EXPECTED}")
+    if any("custom_obj" in name or "opaque" in name for name in names):
+        raise LTIError(f"{path}: holds objects of other classes, which are not read. {_EXPECTED}")
+    _check_expressions(path)
     is_script = any(name.endswith("/constants.pkl") for name in names)
     try:
         with _only_tensors(), warnings.catch_warnings():
@@ -73,6 +90,55 @@ _EXPECTED = (
     "evaluation mode, or of torch.jit.save. Save the network anew, or name the function that "
     "makes it (`use: factory`)."
 )
+
+
+def _check_expressions(path: Path) -> None:
+    """Refuse sizes that are more than sums and products: torch evaluates their text.
+
+    Raises:
+        LTIError: one is, or a part of the program is no JSON.
+    """
+    with zipfile.ZipFile(path) as archive:
+        for name in archive.namelist():
+            if not name.endswith(".json"):
+                continue
+            try:
+                pending = [json.loads(archive.read(name))]
+            except ValueError as error:
+                raise LTIError(f"{path}: {name} is no JSON ({error}). {_EXPECTED}") from None
+            while pending:
+                value = pending.pop()
+                if isinstance(value, dict):
+                    pending += value.values()
+                    expressions = [value.get("expr_str"), value.get("as_expr")]
+                    for text in (e for e in expressions if isinstance(e, str)):
+                        if not _is_plain(text):
+                            raise LTIError(
+                                f"{path}: has the size {text[:80]!r}, which is not evaluated. "
+                                f"{_EXPECTED}"
+                            )
+                elif isinstance(value, list):
+                    pending += value
+
+
+def _is_plain(text: str) -> bool:
+    """Whether an expression is made of symbols, numbers, arithmetic and sympy's functions alone."""
+    try:
+        tree = ast.parse(text, mode="eval")
+    except (SyntaxError, ValueError, MemoryError, RecursionError):
+        return False
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call):
+            if not (isinstance(node.func, ast.Name) and node.func.id in FUNCTIONS):
+                return False
+        elif isinstance(node, ast.Constant):
+            if not isinstance(node.value, int | float | str | bool) or (
+                isinstance(node.value, str) and not re.fullmatch(r"[A-Za-z]\w{0,20}", node.value)
+            ):
+                return False
+        elif not isinstance(node, PLAIN):
+            return False
+    return True
 
 
 def _exported(path: Path) -> GraphModule:

@@ -42,9 +42,11 @@ def train_federated(
     from lti.defenses import DEFENSES
     from lti.errors import LTIError
     from lti.federated import FederatedTraining
+    from lti.federated.split import most_participations
     from lti.federated.train import train_federated as train
     from lti.files import atomic_path, digest_json, write_card
     from lti.fl_models import FL_MODELS, attacked, load_fl_model, network_digest
+    from lti.fl_models.batch_norm import batch_norms
     from lti.modules import source_digest
     from lti.progress import Progress
     from lti.registry import describe_validation_error
@@ -111,6 +113,8 @@ def train_federated(
             and trained.learning_rate in (min(tried), max(tried)),
             "pilots": trained.pilots,
             "samples_of_clients": trained.clients,
+            "participations": most_participations(len(trained.clients), settings),
+            "batch_norm": bool(batch_norms(network)),
             "test_samples": len(tested),
             "trained_parameters": sum(p.numel() for p in attacked(model, network).values()),
             "digest": network_digest(network),
