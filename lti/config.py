@@ -174,7 +174,7 @@ class Experiment(_Section):
         "[metrics](metrics.md).",
     )
     page: Page | None = Field(
-        None, description="Write `audit.html` for one FL model and batch size; null: none."
+        None, description="Write `audit.html`, for a single FL model and batch size; null: none."
     )
     utility: Utility | None = Field(
         None,

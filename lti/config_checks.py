@@ -212,6 +212,12 @@ def experiment_problems(config: Config, where: str, experiment: Experiment) -> I
         for value in getattr(experiment, axis):
             yield from unknown(f"{where}.{axis}", value, getattr(config, axis))
     yield from _fl_model_problems(config, f"{where}.fl_models", experiment)
+    if experiment.page is not None:
+        for axis in ("fl_models", "batch_sizes"):
+            if len(getattr(experiment, axis)) > 1:
+                yield f"{where}.page: got several {axis}, which a page would mix; allowed: one"
+        if experiment.variations:
+            yield f"{where}.page: got variations, which a page would mix; allowed: none"
     yield from _utility_problems(config, f"{where}.utility", experiment)
     yield from _metric_problems(config, f"{where}.metrics", experiment)
     yield from _attack_problems(config, f"{where}.attacks", experiment)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
@@ -19,6 +19,7 @@ __all__ = [
     "check_allowed",
     "import_class",
     "import_object",
+    "named_objects",
     "object_module",
 ]
 
@@ -92,6 +93,19 @@ def import_class(name: str, *, where: str) -> type:
             f"{where}: got {name!r}, which is {type(found).__name__}; expected a class. Name one."
         )
     return found
+
+
+def named_objects(settings: Any) -> Iterator[str]:
+    """Yield the user's classes, ``module:Class``, that settings use, those of parts included."""
+    if isinstance(settings, Mapping):
+        use = settings.get("use")
+        if isinstance(use, str) and ":" in use:
+            yield use
+        for value in settings.values():
+            yield from named_objects(value)
+    elif isinstance(settings, list | tuple):
+        for value in settings:
+            yield from named_objects(value)
 
 
 def check_allowed(names: Iterable[str], *, where: str) -> None:

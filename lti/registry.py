@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from pydantic_core import PydanticCustomError
 
 from lti.errors import LTIError
-from lti.imports import import_class
+from lti.imports import check_allowed, import_class, named_objects
 
 __all__ = ["Registry", "Settings", "describe_validation_error", "described"]
 
@@ -157,6 +157,16 @@ class Registry(Generic[T]):
 
     def __contains__(self, name: object) -> bool:
         return name in self._names()
+
+    def parse_stored(self, settings: Mapping[str, Any], *, where: str) -> T:
+        """Build an entry from settings that a file holds: :meth:`parse`, but for a user's code.
+
+        Raises:
+            LTIError: as of :meth:`parse`, or a class of the user's that the configuration does not
+                name (:func:`lti.imports.check_allowed`).
+        """
+        check_allowed(named_objects(settings), where=where)
+        return self.parse(settings, where=where)
 
     def parse(self, settings: Mapping[str, Any], *, where: str | None = None) -> T:
         """Build an entry from plain settings such as ``{"use": "prune", "rate": 0.99}``.

@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+from lti.defenses import DEFENSES
 from lti.errors import LTIError
 from lti.files import read_tensors, write_tensors
 from lti.fl_models import FL_MODELS, FLTask, attacked, load_fl_model, save_fl_model
@@ -167,6 +168,25 @@ def test_a_file_runs_no_code_that_the_configuration_does_not_name(mine, tmp_path
     with pytest.raises(LTIError, match="returned NoneType"):
         load_fl_model(path)
     assert marker.exists()
+
+
+def test_a_file_imports_no_class_that_the_configuration_does_not_name(tmp_path, monkeypatch):
+    name, marker = f"evil_{tmp_path.name.replace('-', '_')}", tmp_path / "made"
+    (tmp_path / f"{name}.py").write_text(f"import os\nos.mkdir({str(marker)!r})\nclass X: pass\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delenv("LTI_USER_OBJECTS", raising=False)
+    lenet = FL_MODELS.parse({"use": "lenet"})
+    path = tmp_path / "m.safetensors"
+    save_fl_model(path, tmp_path / "m.json", lenet, IMAGES)
+    tensors, card = read_tensors(path)
+    write_tensors(path, tensors, {**card, "fl_model": {"use": f"{name}:X"}})
+    with pytest.raises(LTIError, match="which is not run"):
+        load_fl_model(path)
+    for registry in (DEFENSES, PROJECTIONS):
+        for stored in ({"use": f"{name}:X"}, {"use": "a", "of": [{"use": f"{name}:X"}]}):
+            with pytest.raises(LTIError, match="which is not run"):
+                registry.parse_stored(stored, where="a file")
+    assert not marker.exists()
 
 
 @pytest.mark.parametrize(

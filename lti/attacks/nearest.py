@@ -224,7 +224,7 @@ def _check(data: AuxiliaryGradients, observations: Observations) -> None:
     if observations.label is None:
         raise LTIError("attack nearest got no labels; expected known labels. Use another attack.")
     facts = data.store.attributes
-    stored = DEFENSES.parse(facts["defense"], where=str(data.store.path))
+    stored = DEFENSES.parse_stored(facts["defense"], where=str(data.store.path))
     digest = network_digest(observations.network)
     if not _fits(stored, facts, observations) or facts["fl_model_digest"] != digest:
         raise LTIError(

@@ -249,7 +249,7 @@ def _finding(
     truth, matched = match_victims(victims, read_arrays(best.reconstructions)[0])
     worst_first = np.argsort(-best.share, kind="stable")[: len(positions)]
     show = partial(examples_of, truth, matched, best.share, tokenizer=tokenizer)
-    defense = DEFENSES.parse(best.settings)
+    defense = DEFENSES.parse_stored(best.settings, where=str(best.reconstructions))
     return DefenseFinding(
         defense=best.defense,
         settings=best.settings,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 import sys
 import time
 from collections.abc import Iterator, Mapping
@@ -11,7 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
 
-from lti.auditing.expand import DATA, EXPERIMENT, MODEL, SEEN, expand_audit
+from lti.auditing.cost import stated_cost
+from lti.auditing.expand import AUXILIARY, DATA, EXPERIMENT, MODEL, SEEN, expand_audit
 from lti.config import parse_config
 from lti.errors import LTIError
 from lti.fl_models import FLTask, attacked
@@ -64,6 +64,7 @@ def check_audit(values: Mapping[str, Any], *, folder: Path) -> Iterator[Line]:
     try:
         parts, task = _data(plan)
         yield from _sizes(plan, parts, task.classes)
+        yield from _clients(plan, parts["auxiliary"])
         model, network = _model(plan, task, parts["auxiliary"])
         layout = ParameterLayout.of(attacked(model, network))
         gradient, seconds = _gradients(model, network, parts["auxiliary"], task)
@@ -75,8 +76,8 @@ def check_audit(values: Mapping[str, Any], *, folder: Path) -> Iterator[Line]:
     seen = plan.projections[SEEN]
     if not seen.is_fitted:
         yield Line("ok", "seen", f"{seen.layout(layout).total:,} of {layout.total:,} coordinates")
-    yield from _defenses(plan, gradient)
-    yield _cost(plan, seconds, layout)
+    yield from _defenses(plan, model, network, parts["auxiliary"], gradient)
+    yield Line("ok", "cost", stated_cost(plan, seconds, layout))
 
 
 def _data(plan: Plan) -> tuple[dict[str, Samples], FLTask]:
@@ -101,6 +102,12 @@ def _data(plan: Plan) -> tuple[dict[str, Samples], FLTask]:
 def _sizes(plan: Plan, parts: Mapping[str, Samples], classes: int) -> Iterator[Line]:
     experiment = plan.experiment(EXPERIMENT)
     separate = experiment.auxiliary.shift is not None
+    if separate:
+        own = plan.datasets[AUXILIARY]
+        there = len(own.load("auxiliary")) if own.modality == "image" else None
+        if there is not None and there < experiment.auxiliary.size:
+            text = f"got {experiment.auxiliary.size:,} asked for; there are {there:,}. Lower size."
+            yield Line("ERROR", "auxiliary data", text)
     for what, asked in (
         ("auxiliary", 0 if separate else experiment.auxiliary.size),
         ("victims", experiment.victims.size),
@@ -114,6 +121,24 @@ def _sizes(plan: Plan, parts: Mapping[str, Samples], classes: int) -> Iterator[L
         highest = int(parts[what].label.max()) if there else 0
         if highest >= classes:
             yield Line("ERROR", what, f"got the label {highest}; there are {classes} classes.")
+
+
+def _clients(plan: Plan, auxiliary: Samples) -> Iterator[Line]:
+    """Divide the auxiliary samples among clients, where they are to train."""
+    from lti.federated.split import hold_out, split_to_clients
+
+    experiment = plan.experiment(EXPERIMENT)
+    if experiment.utility is None:
+        return
+    try:
+        label = auxiliary.label[: experiment.auxiliary.size]
+        learned, _ = hold_out(len(label), experiment.utility)
+        parts = split_to_clients(label[learned], experiment.utility)
+    except LTIError as error:
+        yield Line("ERROR", "clients", str(error))
+    else:
+        fewest = min(len(part) for part in parts)
+        yield Line("ok", "clients", f"{len(parts)} with {fewest:,} samples or more")
 
 
 def _model(plan: Plan, task: FLTask, auxiliary: Samples) -> tuple[FLModel, nn.Module]:
@@ -232,13 +257,23 @@ def _gradient_lines(gradient: torch.Tensor, layout: ParameterLayout) -> Iterator
         )
 
 
-def _defenses(plan: Plan, gradient: torch.Tensor) -> Iterator[Line]:
+def _defenses(
+    plan: Plan, model: FLModel, network: nn.Module, samples: Samples, gradient: torch.Tensor
+) -> Iterator[Line]:
+    import torch
+
+    from lti.data.samples import as_input
+    from lti.gradients.sent import sent_function
     from lti.seeding import torch_generator
 
+    x = as_input(torch.from_numpy(samples.value[:BATCH]))[:, None]
+    label = torch.from_numpy(model.labels(samples)[:BATCH])[:, None]
     for name, defense in plan.defenses.items():
-        generator = torch_generator(0, "check", name)
+        generators = [torch_generator(0, "check", name, row) for row in range(len(x))]
         try:
-            defended = defense.defend(gradient.clone(), generator=generator)
+            sent = sent_function(defense, model, network)
+            rows = zip(x, label, generators, strict=True)
+            defended = torch.cat([sent(a[None], b[None], [c]) for a, b, c in rows])
         except Exception as error:
             kind = "" if isinstance(error, LTIError) else f"{type(error).__name__}: "
             yield Line("ERROR", f"defense {name}", f"{kind}{error}")
@@ -258,28 +293,3 @@ def _defenses(plan: Plan, gradient: torch.Tensor) -> Iterator[Line]:
         kept = float((defended != 0).float().mean())
         text = f"{kept:.1%} of the entries are not zero, cosine with the gradient {cosine:.3f}"
         yield Line("ok" if kept else "WARNING", f"defense {name}", text)
-
-
-def _cost(plan: Plan, seconds: float, layout: ParameterLayout) -> Line:
-    experiment = plan.experiment(EXPERIMENT)
-    stores = {plan.stored_defense(name, experiment.batch_sizes[0]) for name in experiment.defenses}
-    rows = experiment.auxiliary.size
-    hours = seconds * rows * len(stores) / 3600
-    size = 2 * rows * min(layout.total, _coordinates(plan, layout)) * len(stores) / 2**30
-    return Line(
-        "ok",
-        "cost",
-        f"{rows:,} gradients for each of {len(stores)} stores: {_duration(3600 * hours)} on "
-        f"{os.cpu_count()} cores as measured here, {size:.1f} GiB of disk; attacks come on top",
-    )
-
-
-def _coordinates(plan: Plan, layout: ParameterLayout) -> int:
-    seen = plan.projections[SEEN]
-    return layout.total if seen.is_fitted else seen.layout(layout).total
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} minutes" if seconds < 5400 else f"{seconds / 3600:.1f} hours"

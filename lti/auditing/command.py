@@ -67,11 +67,16 @@ def check(path: File) -> None:
 def run(
     path: File,
     cores: Annotated[str, typer.Option(help="Processor cores, or `all`.")] = "all",
-    gpus: Annotated[int, typer.Option(min=0, help="GPUs that may be used.")] = 0,
+    gpus: Annotated[
+        int | None, typer.Option(min=0, help="GPUs that may be used; all that there are.")
+    ] = None,
     profile: Annotated[
         str | None, typer.Option(help="A Snakemake profile, for a cluster (docs/cluster.md).")
     ] = None,
     dry: Annotated[bool, typer.Option("--dry-run", help="Only say what would be done.")] = False,
+    unlock: Annotated[
+        bool, typer.Option("--unlock", help="After a crash: take the folder's lock away first.")
+    ] = False,
 ) -> None:
     """Run an audit, or go on with it, and say where the report is."""
     from lti.auditing.result_json import read_result
@@ -80,9 +85,11 @@ def run(
     values = read_audit(path)
     options = [
         *(["--dry-run"] if dry else []),
-        *(["--resources", f"gpu={gpus}"] if gpus else []),
+        *(["--resources", f"gpu={gpus}"] if gpus is not None else []),
         *(["--profile", profile] if profile else []),
     ]
+    if unlock:
+        run_workflow(path, cores=cores, options=["--unlock"])
     run_workflow(path, cores=cores, options=options)
     if dry:
         return

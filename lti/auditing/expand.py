@@ -51,6 +51,11 @@ def expand_audit(values: Mapping[str, Any]) -> dict[str, Any]:
             f"audit.attacks: got {unknown[0]!r}; allowed for {modality}s: "
             f"{', '.join(ATTACKS_OF[modality])}"
         )
+    if spec.batch_size > spec.victims.size:
+        raise LTIError(
+            f"audit.batch_size: got {spec.batch_size} for {spec.victims.size} victims; expected no "
+            f"more than these. Lower it, or raise `victims.size`."
+        )
     if "lti-map" in attacks and "lti" not in attacks:
         raise LTIError("audit.attacks: got 'lti-map' without 'lti', which it refines. Add it.")
     defenses = dict(spec.defenses)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import math
-from dataclasses import asdict, is_dataclass
+from dataclasses import asdict, is_dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,7 +23,13 @@ from lti.files import read_json, write_json
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["read_result", "write_result"]
+__all__ = ["read_result", "without_examples", "write_result"]
+
+
+def without_examples(result: AuditResult) -> AuditResult:
+    """Return a result without victims and what came back of them, which are private data."""
+    defenses = (replace(finding, examples=(), worst=()) for finding in result.defenses)
+    return replace(result, defenses=tuple(defenses))
 
 
 def write_result(path: Path | str, result: AuditResult) -> None:

@@ -89,5 +89,6 @@ def run_workflow(
     if done.returncode:
         raise LTIError(
             f"{path}: the audit stopped (exit status {done.returncode}); what failed stands above. "
-            f"The same command goes on from there. `lti audit check {path}` looks at the file."
+            f"The same command goes on from there, with --unlock where a process that was "
+            f"killed still locks the folder. `lti audit check {path}` looks at the file."
         )

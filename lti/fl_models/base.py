@@ -285,7 +285,7 @@ def load_fl_model(
     tensors, card = read_tensors(path)
     if not {"fl_model", "task"} <= set(card):
         raise LTIError(f"{path}: not an FL model. Give the file that draw-fl-model wrote.")
-    model = FL_MODELS.parse(card["fl_model"], where=str(path))
+    model = FL_MODELS.parse_stored(card["fl_model"], where=str(path))
     check_allowed(model.objects(), where=str(path))
     network = model.architecture(FLTask(**card["task"]))
     try:

@@ -66,7 +66,7 @@ class TrainedGenerator:
         """
         state, card = read_tensors(path)
         try:
-            settings = GENERATORS.parse(card["generator"], where=str(path))
+            settings = GENERATORS.parse_stored(card["generator"], where=str(path))
             network = settings.generator(card["sample_shape"])
             network.load_state_dict(state)
         except (KeyError, RuntimeError) as error:

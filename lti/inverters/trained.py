@@ -139,9 +139,9 @@ class TrainedInverter:
         """
         state, card = read_tensors(path)
         try:
-            settings = INVERTERS.parse(card["inverter"], where=str(path))
+            settings = INVERTERS.parse_stored(card["inverter"], where=str(path))
             layout = ParameterLayout.from_json(card["layout"])
-            projection = PROJECTIONS.parse(card["projection"], where=str(path))
+            projection = PROJECTIONS.parse_stored(card["projection"], where=str(path))
             task = Task(
                 ParameterLayout.from_json(card["projected"]),
                 tuple(card["sample_shape"]),
@@ -151,7 +151,7 @@ class TrainedInverter:
             )
             network = settings.network(task, state)
             network.load_state_dict(state)
-            defense = DEFENSES.parse(card["defense"], where=str(path))
+            defense = DEFENSES.parse_stored(card["defense"], where=str(path))
         except (KeyError, RuntimeError) as error:
             raise LTIError(
                 f"{path}: not an inverter of this version ({error}). Delete it and run the same "

@@ -115,6 +115,8 @@ def _template() -> Template:
         victims=_victims,
     )
     environment.tests["learning_lost"] = lambda u: u.accuracy.mean < u.undefended / 2
+    # Named here, so that both are known as files of this module.
+    environment.get_template("audit_page_parts.html.j2")
     return environment.get_template("audit_page.html.j2")
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 from lti.auditing.result import Level
+from lti.metrics.utility import pareto_frontier
 from lti.report.audit_labels import (
     LINE_HEIGHT,
     Box,
@@ -91,17 +92,13 @@ def frontier(points: Sequence[Point]) -> list[Point]:
 
     By share, from low to high; so accuracy rises too. Equal points are all in or all out.
     """
-    found: list[Point] = []
-    for point in sorted(points, key=lambda p: (p.share[0], -p.accuracy[0])):
-        last = found[-1] if found else None
-        equal = last is not None and point.share[0] == last.share[0]
-        if (
-            last is None
-            or point.accuracy[0] > last.accuracy[0]
-            or (equal and point.accuracy[0] == last.accuracy[0])
-        ):
-            found.append(point)
-    return found
+    import numpy as np
+
+    accuracy = np.array([point.accuracy[0] for point in points])
+    share = np.array([point.share[0] for point in points])
+    on = pareto_frontier(accuracy, share)
+    chosen = [point for point, best in zip(points, on, strict=True) if best]
+    return sorted(chosen, key=lambda point: (point.share[0], -point.accuracy[0]))
 
 
 def lay_out(

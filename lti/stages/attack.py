@@ -104,9 +104,9 @@ def run_attack(
         batch_size=facts["batch_size"],
         model=model,
         network=network,
-        defense=DEFENSES.parse(facts["defense"]),
+        defense=DEFENSES.parse_stored(facts["defense"], where=str(observations)),
         sample_shape=tuple(facts["sample_shape"]),
-        projection=PROJECTIONS.parse(facts["projection"], where=str(observations)),
+        projection=PROJECTIONS.parse_stored(facts["projection"], where=str(observations)),
         projection_digest=facts["projection_digest"],
     )
     progress = Progress(f"attack {model.name} {facts['defense']['use']} {method.name}", log=log)

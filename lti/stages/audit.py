@@ -42,7 +42,7 @@ def write_audit(
     """Say what an experiment's attacks recover under each defense, with examples."""
     from lti.auditing.assemble import Page, Run, assemble
     from lti.auditing.facts import facts_of
-    from lti.auditing.result_json import write_result
+    from lti.auditing.result_json import without_examples, write_result
     from lti.auditing.utility import utility_of
     from lti.data.selection import read_selection
     from lti.data.tokenizer import read_tokenizer
@@ -77,10 +77,11 @@ def write_audit(
         tokenizer=None if tokenizer is None else read_tokenizer(tokenizer, read["text"]),
         utility=utility_of(parse_json_list(trainings, option="trainings")),
     )
-    write_result(data, result)
+    examples = shown.get("examples", "show")
+    write_result(data, result if examples == "show" else without_examples(result))
     with atomic_path(table) as temporary:
         result.frame.to_csv(temporary, index=False, float_format="%.6g", lineterminator="\n")
-    write_audit_page(html, result, examples=shown.get("examples", "show"))
+    write_audit_page(html, result, examples=examples)
     progress = Progress("audit", log=log)
     for finding in result.defenses:
         progress.say(f"{finding.defense}: {finding.level}. {finding.verdict}")

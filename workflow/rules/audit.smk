@@ -1,6 +1,7 @@
 rule write_audit:
     input:
         metrics=cells_of(".csv", METRIC_ROWS),
+        checksums=cells_of(".csv.sha256", METRIC_ROWS),
         reconstructions=cells_of(".safetensors", RECONSTRUCTIONS),
         reconstructions_cards=cells_of(".json", RECONSTRUCTIONS),
         victims=victims_of_experiment(".safetensors"),
@@ -18,9 +19,7 @@ rule write_audit:
         ),
         histories=trainings_of(".csv"),
         cards=trainings_of(".json"),
-        code=lambda wildcards: metric_code(
-            "audit", PLAN.metrics_of_experiment(wildcards.experiment)
-        ),
+        code=audit_code,
     output:
         html=report(
             f"{EXPERIMENT}/audit.html",

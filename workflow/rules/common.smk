@@ -16,7 +16,7 @@ from lti.errors import LTIError
 from lti.files import canonical_json
 from lti.fl_models import FL_MODELS
 from lti.generators import GENERATORS
-from lti.imports import ALLOWED
+from lti.imports import ALLOWED, named_objects
 from lti.inverters import INVERTERS
 from lti.metrics import METRICS
 from lti.metrics.backbones import check_available
@@ -46,9 +46,12 @@ try:
 except LTIError as error:
     raise WorkflowError(f"The configuration cannot be used:\n{error}") from None
 
-# The user's own code that an FL model's file may name.
+# The user's own code that files may name.
 os.environ[ALLOWED] = ",".join(
-    name for model in PLAN.fl_models.values() for name in model.objects()
+    [
+        *named_objects(PLAN.config.model_dump()),
+        *(name for model in PLAN.fl_models.values() for name in model.objects()),
+    ]
 )
 
 # Rules call `lti`: from this checkout, under Snakemake's own Python or a rule's conda one.

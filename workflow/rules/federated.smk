@@ -41,6 +41,7 @@ rule train_federated:
 rule draw_utility:
     input:
         summary=f"{EXPERIMENT}/summary.csv",
+        checksum=ancient(f"{EXPERIMENT}/summary.csv.sha256"),
         histories=trainings_of(".csv"),
         cards=trainings_of(".json"),
         code=lambda wildcards: metric_code(
@@ -48,6 +49,7 @@ rule draw_utility:
         ),
     output:
         data=f"{EXPERIMENT}/utility.csv",
+        checksum=f"{EXPERIMENT}/utility.csv.sha256",
         chart=report(
             f"{EXPERIMENT}/utility.png",
             caption="../report/utility.rst",

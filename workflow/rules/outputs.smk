@@ -169,6 +169,17 @@ def audit_settings(wildcards):
     )
 
 
+def audit_code(wildcards):
+    """The stage's code, and that of the metrics, defenses and attacks that the page speaks of."""
+    experiment = PLAN.experiment(wildcards.experiment)
+    return source_files(
+        "audit",
+        *((METRICS, name) for name in PLAN.metrics_of_experiment(wildcards.experiment)),
+        *(entry(DEFENSES, "defenses", name) for name in experiment.defenses),
+        *(entry(ATTACKS, "attacks", name) for name in experiment.attacks),
+    )
+
+
 def audit_files(experiment):
     """An experiment's page, where it asks for one."""
     if PLAN.experiment(experiment).page is None:
