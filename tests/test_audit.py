@@ -17,9 +17,10 @@ from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from lti.auditing.assemble import Page as Shown
-from lti.auditing.assemble import Run, assemble
+from lti.auditing.assemble import assemble
 from lti.auditing.check import check_audit
 from lti.auditing.expand import expand_audit
+from lti.auditing.measured import Run
 from lti.auditing.recovery import constant_guess, exchanged, recovered, recovered_each, worst
 from lti.auditing.result import AttackFinding, AuditResult, DefenseFinding, Estimate, Example
 from lti.auditing.result_json import read_result, write_result

@@ -25,13 +25,10 @@ def facts_of(
     """
     settings = fl_model["fl_model"]
     made = settings.get("factory") or settings.get("file") or settings["use"]
-    weights = "public weights" if fl_model.get("pretrained") else "as it is made, seed"
     batch_size = int(run.get("batch_size", 1))
     calibrated = fl_model.get("calibrated")
     return {
-        "Model": f"{made} ({weights} {settings.get('seed', 0)})"
-        if not fl_model.get("pretrained")
-        else f"{made} ({weights})",
+        "Model": f"{made} ({_weights(fl_model)})",
         "Parameters": f"{fl_model['parameters']:,}, of which the attacker sees the gradients of "
         f"{fl_model['attacked']:,}",
         **(
@@ -49,3 +46,13 @@ def facts_of(
         "The attacker knows": "the model's weights, the defense and its settings, the victims' "
         "labels, and the auxiliary data; not the noise's draws and not the victims",
     }
+
+
+def _weights(fl_model: Mapping[str, Any]) -> str:
+    """Return where an FL model's weights are from."""
+    settings = fl_model["fl_model"]
+    if settings["use"] == "program":
+        return "weights as saved"
+    if fl_model.get("pretrained"):
+        return "public weights"
+    return f"as it is made, seed {settings.get('seed', 0)}"

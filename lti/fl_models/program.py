@@ -36,7 +36,10 @@ SIDE = 32  # of the image that a TorchScript program is converted with
 
 
 def load_program(path: Path, *, side: int | None = None) -> nn.Module:
-    """Read a program of ``torch.export.save`` or of TorchScript; no Python code in it is run.
+    """Read a program of ``torch.export.save`` or of TorchScript.
+
+    What would be unpickled or evaluated is refused, as far as torch's own reader is known to do so;
+    it was not written for hostile files.
 
     A TorchScript program is converted to an exported one: its parameters cannot be exchanged,
     which gradients of single samples need.

@@ -40,8 +40,9 @@ def write_audit(
     log: Log = None,
 ) -> None:
     """Say what an experiment's attacks recover under each defense, with examples."""
-    from lti.auditing.assemble import Page, Run, assemble
+    from lti.auditing.assemble import Page, assemble
     from lti.auditing.facts import facts_of
+    from lti.auditing.measured import Run
     from lti.auditing.result_json import without_examples, write_result
     from lti.auditing.utility import utility_of
     from lti.data.selection import read_selection
