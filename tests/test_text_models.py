@@ -14,7 +14,7 @@ from transformers import BertConfig, BertForSequenceClassification
 from lti.data import Samples, write_selection
 from lti.defenses import DEFENSES
 from lti.errors import LTIError
-from lti.files import canonical_json, read_json
+from lti.files import canonical_json, read_json, write_card
 from lti.fl_models import (
     FL_MODELS,
     FLTask,
@@ -358,7 +358,7 @@ def test_a_stored_model_comes_back(tmp_path, name):
     settings = {"use": name, "seed": 3, **(TINY if name == "bert" else {})}
     text = {"length": LENGTH, "vocabulary": VOCABULARY, "padding": PADDING, "special": [PADDING]}
     card_path = tmp_path / "data.json"
-    card_path.write_text(canonical_json({"class_names": ["no", "yes"], "text": text}))
+    write_card(card_path, {"class_names": ["no", "yes"], "text": text})
     draw_fl_model(
         fl_model=canonical_json(settings),
         dataset_card=card_path,

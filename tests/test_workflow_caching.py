@@ -247,6 +247,7 @@ def test_finished_edit_is_done_once_and_changes_nothing_else(finished, tmp_path)
         for experiment in BOTH
         for name in (
             *("summary.csv", "summary.md", "summary.png"),
+            *("summary.csv.sha256", "summary.md.sha256"),
             *(f"table_{t}.{end}" for t in TABLES[experiment] for end in ("csv", "md", "tex")),
         )
     }
