@@ -35,6 +35,7 @@ from lti.metrics.measure import measure, write_metrics
 from lti.plan import Plan
 
 REPOSITORY = Path(__file__).resolve().parent.parent
+EXAMPLES = REPOSITORY / "examples"
 ERRORS = st.lists(st.floats(0.001, 1), min_size=4, max_size=40).filter(lambda v: len(v) % 2 == 0)
 
 
@@ -541,3 +542,21 @@ def test_a_real_audit_of_ones_own_model_and_defense(tmp_path):
         [*run, "--dry-run"], cwd=tmp_path, env=env, capture_output=True, text=True
     )
     assert "compute_gradients" in again.stdout + again.stderr
+
+
+# The examples and their page
+
+
+@pytest.mark.parametrize("folder", sorted(p.parent.name for p in EXAMPLES.glob("*/audit.yaml")))
+def test_examples_are_sound_audits(folder, monkeypatch):
+    monkeypatch.syspath_prepend(EXAMPLES / folder)
+    values = yaml.safe_load((EXAMPLES / folder / "audit.yaml").read_text())
+    plan = Plan(parse_config(expand_audit(values)))
+    assert len(list(plan.cells("audit"))) >= 6
+    sys.modules.pop("clients", None)  # each example has its own
+
+
+def test_the_tutorial_shows_the_files_of_its_example():
+    page = (REPOSITORY / "docs/audit-tutorial.md").read_text()
+    for name in ("my_defense.py", "audit.yaml"):
+        assert (EXAMPLES / "own_defense" / name).read_text().strip() in page
