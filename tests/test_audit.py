@@ -11,11 +11,13 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
+import lti
 from lti.auditing.assemble import Page as Shown
 from lti.auditing.assemble import assemble
 from lti.auditing.check import check_audit
@@ -25,6 +27,7 @@ from lti.auditing.recovery import constant_guess, exchanged, recovered, recovere
 from lti.auditing.result import AttackFinding, AuditResult, DefenseFinding, Estimate, Example
 from lti.auditing.result_json import read_result, write_result
 from lti.auditing.verdict import best_attack, level_of, sentence
+from lti.auditing.workflow import read_audit
 from lti.cli import app
 from lti.config import parse_config
 from lti.data.dataset import DATASETS
@@ -560,3 +563,71 @@ def test_the_tutorial_shows_the_files_of_its_example():
     page = (REPOSITORY / "docs/audit-tutorial.md").read_text()
     for name in ("my_defense.py", "audit.yaml"):
         assert (EXAMPLES / "own_defense" / name).read_text().strip() in page
+
+
+# From Python
+
+
+class Plain(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.linear = torch.nn.Linear(3072, 10)
+
+    def forward(self, x):
+        return self.linear(x.flatten(1))
+
+
+class Halved:
+    def defend(self, gradient):
+        return gradient / 2
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_objects_become_files_of_the_same_workflow(tmp_path, monkeypatch):
+    """What runs is what the file says: the network as a program, the class by its name."""
+    network, folder = Plain(), tmp_path / "mine"
+    asked = {}
+
+    def run(path, *, folder, cores):
+        asked.update(path=path, folder=folder, cores=cores)
+        found = {line.what: line for line in check_audit(read_audit(path), folder=path.parent)}
+        assert not [line for line in found.values() if line.mark == "ERROR"], found
+        assert "30,730 coordinates" in found["gradient"].text
+        assert "cosine with the gradient 1.000" in found["defense mine"].text
+        write_result(folder / "results/experiments/audit/audit.json", some_result())
+
+    monkeypatch.setattr("lti.auditing.workflow.run_workflow", run)
+    result = lti.audit(
+        model=network,
+        data={"use": "photos"},
+        defense={"signs": "sign", "mine": Halved},
+        folder=folder,
+        cores=1,
+        auxiliary={"size": 160},
+        victims={"size": 8},
+    )
+    assert result.title == "T" and asked["cores"] == "1" and asked["folder"] == folder
+    assert network.training
+    written = yaml.safe_load((folder / "audit.yaml").read_text())["audit"]
+    assert written["defenses"] == {
+        "signs": {"use": "sign"},
+        "mine": {"use": f"{__name__}:Halved"},
+    }
+
+
+@pytest.mark.parametrize(
+    ("keys", "problem"),
+    [
+        ({"model": lambda: None}, "function or class at the top of a module"),
+        ({"defense": {"d": type("D", (), {"__module__": "__main__"})}}, "of module __main__"),
+        ({"victims": {"size": 0}}, r"audit\.victims\.size"),
+        ({"efort": "quick"}, r"audit\.efort: unknown key"),
+    ],
+)
+def test_what_other_processes_cannot_have_is_refused_before_anything_is_written(
+    tmp_path, keys, problem
+):
+    values = {"model": "lenet", "data": {"use": "photos"}, "defense": "sign", **keys}
+    with pytest.raises(LTIError, match=problem):
+        lti.audit(folder=tmp_path / "mine", **values)
+    assert not (tmp_path / "mine" / "audit.yaml").exists()
