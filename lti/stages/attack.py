@@ -145,7 +145,7 @@ def run_attack(
             progress=progress,
             checkpoints=folder,
             knowledge=prepared,
-            part=own,
+            **({"part": own} if method.is_divisible else {}),
         ).tensors
     if part is None:
         write_tensors(output, tensors, metadata)
