@@ -18,9 +18,7 @@ from lti.errors import LTIError
 __all__ = ["ImageFolder"]
 
 
-@DATASETS.register(
-    "image-folder", source="image files of your own, see your data (docs/your-data.md)"
-)
+@DATASETS.register("image-folder", source="image files of your own, docs/your-data.md")
 class ImageFolder(OwnImages):
     """Image files, a subfolder a class, cropped to squares and reduced to 32 x 32 pixels.
 

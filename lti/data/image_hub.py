@@ -11,7 +11,7 @@ from lti.data.tables import HubSplits
 __all__ = ["ImageHub"]
 
 
-@DATASETS.register("image-hub", source="the Hugging Face hub, see your data (docs/your-data.md)")
+@DATASETS.register("image-hub", source="the Hugging Face hub, docs/your-data.md")
 class ImageHub(HubSplits, OwnImages):
     """Images of the Hugging Face hub, cropped to squares and reduced to 32 x 32 pixels."""
 

@@ -11,7 +11,7 @@ from lti.data.tables import Tables
 __all__ = ["ImageTable"]
 
 
-@DATASETS.register("image-table", source="tables of your own, see your data (docs/your-data.md)")
+@DATASETS.register("image-table", source="tables of your own, docs/your-data.md")
 class ImageTable(Tables, OwnImages):
     """Image files in a column of parquet, cropped to squares and reduced to 32 x 32 pixels.
 

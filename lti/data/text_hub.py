@@ -11,7 +11,7 @@ from lti.data.tables import HubSplits
 __all__ = ["TextHub"]
 
 
-@DATASETS.register("text-hub", source="the Hugging Face hub, see your data (docs/your-data.md)")
+@DATASETS.register("text-hub", source="the Hugging Face hub, docs/your-data.md")
 class TextHub(HubSplits, OwnText):
     """Sentences of the Hugging Face hub, padded and cut to ``length`` tokens."""
 

@@ -13,7 +13,7 @@ from lti.data.tables import Tables
 __all__ = ["TextTable"]
 
 
-@DATASETS.register("text-table", source="tables of your own, see your data (docs/your-data.md)")
+@DATASETS.register("text-table", source="tables of your own, docs/your-data.md")
 class TextTable(Tables, OwnText):
     """Sentences in a column of parquet or CSV, padded and cut to ``length`` tokens."""
 
