@@ -16,11 +16,13 @@ from lti.errors import LTIError
 __all__ = [
     "ALLOWED",
     "OBJECT_PATTERN",
+    "allow_objects",
     "check_allowed",
     "import_class",
     "import_object",
     "named_objects",
     "object_module",
+    "search_modules",
 ]
 
 ALLOWED = "LTI_USER_OBJECTS"
@@ -106,6 +108,24 @@ def named_objects(settings: Any) -> Iterator[str]:
     elif isinstance(settings, list | tuple):
         for value in settings:
             yield from named_objects(value)
+
+
+def search_modules(folders: Iterable[Path | str]) -> None:
+    """Let this process and those that it starts find modules in folders, last of all."""
+    for folder in (str(Path(folder).resolve()) for folder in folders):
+        if folder not in sys.path:
+            sys.path.append(folder)
+            known = os.environ.get("PYTHONPATH")
+            os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (known, folder)))
+
+
+def allow_objects(names: Iterable[str]) -> None:
+    """Let files that this process and those that it starts read name these objects, and no others.
+
+    Args:
+        names: as of :func:`import_object`: those of the configuration.
+    """
+    os.environ[ALLOWED] = ",".join(names)
 
 
 def check_allowed(names: Iterable[str], *, where: str) -> None:

@@ -1,4 +1,3 @@
-import os
 import shlex
 import signal
 import sys
@@ -16,7 +15,7 @@ from lti.errors import LTIError
 from lti.files import canonical_json
 from lti.fl_models import FL_MODELS
 from lti.generators import GENERATORS
-from lti.imports import ALLOWED, named_objects
+from lti.imports import allow_objects, named_objects, search_modules
 from lti.inverters import INVERTERS
 from lti.metrics import METRICS
 from lti.metrics.backbones import check_available
@@ -32,13 +31,7 @@ if threading.current_thread() is threading.main_thread():
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)
 
 # A user's own modules: in the working folder, or beside the configuration's file.
-for folder in (".", *(str(Path(file).parent) for file in workflow.configfiles)):
-    folder = str(Path(folder).resolve())
-    if folder not in sys.path:
-        sys.path.append(folder)
-        os.environ["PYTHONPATH"] = os.pathsep.join(
-            filter(None, (os.environ.get("PYTHONPATH"), folder))
-        )
+search_modules([".", *(Path(file).parent for file in workflow.configfiles)])
 
 try:
     PLAN = Plan(parse_config(expand_audit(config) if "audit" in config else config))
@@ -46,8 +39,7 @@ try:
 except LTIError as error:
     raise WorkflowError(f"The configuration cannot be used:\n{error}") from None
 
-# The user's own code that files may name.
-os.environ[ALLOWED] = ",".join(
+allow_objects(
     [
         *named_objects(PLAN.config.model_dump()),
         *(name for model in PLAN.fl_models.values() for name in model.objects()),
