@@ -58,7 +58,8 @@ def stopped(reference: Checkout, kind: str, checkout: Checkout) -> None:
     goal = KINDS[kind][1]
     reference.copy(checkout.folder)
     if "checkpoint" in kind:
-        made, names, least = checkout.results / "checkpoints", "*.safetensors", 1
+        # Not one that is being written, whose name begins with a dot.
+        made, names, least = checkout.results / "checkpoints", "[!.]*.safetensors", 1
         lost = [checkout.folder / f"{INVERTER}.safetensors"]
     else:
         root = checkout.folder / Path(STORE).parent / ".undefended.zarr.partial"

@@ -69,8 +69,10 @@ def write_json(path: Path | str, value: Any) -> None:
         temporary.write_text(json.dumps(value, sort_keys=True, indent=2) + "\n")
 
 
-def read_json(path: Path | str) -> Any:
-    """Read JSON.
+def read_json(
+    path: Path | str, *, remedy: str = "Delete it and run the same command again."
+) -> Any:
+    """Read JSON; ``remedy`` ends the error's message.
 
     Raises:
         LTIError: the file is missing or not JSON.
@@ -78,9 +80,7 @@ def read_json(path: Path | str) -> Any:
     try:
         return json.loads(Path(path).read_text())
     except (OSError, ValueError) as error:
-        raise LTIError(
-            f"{path}: cannot be read as JSON ({error}). Delete it and run the same command again."
-        ) from None
+        raise LTIError(f"{path}: cannot be read as JSON ({error}). {remedy}") from None
 
 
 def write_card(path: Path | str, facts: Mapping[str, Any]) -> None:

@@ -236,7 +236,7 @@ def read_manifest(path: Path) -> Manifest:
         LTIError: it is missing, damaged or of another format version.
     """
     remedy = "Delete it and the store beside it, and run the same command again."
-    value = read_json(path)
+    value = read_json(path, remedy=remedy)
     version = value.get("format") if isinstance(value, dict) else None
     if version != FORMAT_VERSION:
         raise LTIError(
