@@ -123,7 +123,9 @@ class Registry(Generic[T]):
         self.register(name, source=entry.source or name)(entry)
 
     def _names(self) -> list[str]:
-        return sorted({*self._modules, *self._entries, *self._entry_points()})
+        """Return the names that anyone may use: without the users' classes, found by their own."""
+        own = (name for name in self._entries if ":" not in name)
+        return sorted({*self._modules, *own, *self._entry_points()})
 
     def __getitem__(self, name: str) -> type[T]:
         """Return an entry's class.

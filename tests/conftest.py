@@ -1,7 +1,10 @@
-"""What several test files share: one torch thread, a LeNet, random images."""
+"""What several test files share: one torch thread, a LeNet, random images; what all clean up."""
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Iterator
+from pathlib import Path
 from typing import NamedTuple
 
 import pytest
@@ -11,6 +14,18 @@ from torch import nn
 from lti.fl_models import FL_MODELS, FLModel, FLTask
 
 torch.set_num_threads(1)
+
+EXAMPLES = Path(__file__).parent.parent / "examples"
+
+
+@pytest.fixture(autouse=True)
+def _users_modules(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Forget the modules of temporary folders and examples: the next test has its own."""
+    yield
+    folders = (str(tmp_path_factory.getbasetemp()), str(EXAMPLES))
+    for name, module in list(sys.modules.items()):
+        if (getattr(module, "__file__", None) or "").startswith(folders):
+            del sys.modules[name]
 
 
 class Lenet(NamedTuple):

@@ -556,7 +556,6 @@ def test_examples_are_sound_audits(folder, monkeypatch):
     values = yaml.safe_load((EXAMPLES / folder / "audit.yaml").read_text())
     plan = Plan(parse_config(expand_audit(values)))
     assert len(list(plan.cells("audit"))) >= 6
-    sys.modules.pop("clients", None)  # each example has its own
 
 
 def test_the_tutorial_shows_the_files_of_its_example():

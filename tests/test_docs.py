@@ -77,8 +77,7 @@ def example(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setattr(DEFENSES, "_points", None)
     monkeypatch.setattr(DEFENSES, "_entries", dict(DEFENSES._entries))
-    yield module
-    sys.modules.pop("my_defenses", None)
+    return module
 
 
 def example_config() -> dict:
@@ -188,12 +187,9 @@ def test_example_class_defends_gradients(tmp_path: Path, monkeypatch: pytest.Mon
     given, values = yaml.safe_load(text), config()
     for section, entries in given.items():
         values[section] = {**values[section], **entries}
-    try:
-        defense = Plan(parse_config(values)).defenses["noisy-subset"]
-        gradient = torch.full((1, 40_000), 5.0)
-        sent = defense.before_projection(gradient, seeds=[3])
-    finally:
-        sys.modules.pop("my_defense", None)
+    defense = Plan(parse_config(values)).defenses["noisy-subset"]
+    gradient = torch.full((1, 40_000), 5.0)
+    sent = defense.before_projection(gradient, seeds=[3])
     share = float((sent != 0).float().mean())
     assert share == pytest.approx(0.2, abs=5 * 0.4 / 200)
     assert float(sent[sent != 0].std()) == pytest.approx(0.01, rel=0.05)

@@ -16,7 +16,7 @@ from workflow_runner import AUXILIARY, CONFIG, VICTIMS, Checkout
 
 from lti.config import parse_config
 from lti.errors import LTIError
-from lti.files import read_json
+from lti.files import read_json, write_card
 from lti.metrics.utility import (
     UTILITY_COLUMNS,
     pareto_frontier,
@@ -134,7 +134,7 @@ def files(tmp_path: Path) -> Path:
         }
     ).to_csv(tmp_path / "t.csv", index=False)
     card = {"training": {"batch_size": 8}, "learning_rate": 0.01}
-    (tmp_path / "t.json").write_text(json.dumps(card))
+    write_card(tmp_path / "t.json", card)
     return tmp_path
 
 
@@ -144,7 +144,7 @@ def test_a_training_is_read_by_its_last_evaluation(files):
         **{"accuracy": 0.6, "low": 0.5, "high": 0.7, "test_samples": 900},
         **{"rounds": 40, "client_batch": 8, "learning_rate": 0.01},
     }
-    (files / "t.json").write_text("{}")
+    write_card(files / "t.json", {})
     with pytest.raises(LTIError, match=r"t\.csv: cannot be read as a training .*'training'"):
         read_training(files / "t.csv", files / "t.json")
     with pytest.raises(LTIError, match="cannot be read as a training"):
