@@ -10,11 +10,14 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from text_samples import WORDS, save_tokenizer
 from typer.testing import CliRunner
 
 import lti
@@ -321,6 +324,53 @@ def test_a_sound_audit_has_no_error(tmp_path):
     assert not [what for what, mark in found if mark != "ok"]
     assert "7,690" in found["gradient", "ok"] or "coordinates" in found["gradient", "ok"]
     assert "cosine with the gradient 1.000" in found["defense none", "ok"]
+
+
+def test_what_attacks_see_of_text_is_counted(tmp_path):
+    values = changed(model={"use": "transformer3"}, data={"use": "python-docs"})
+    found = lines(values, tmp_path)
+    assert not [what for what, mark in found if mark == "ERROR"], found
+    seen, _, total = found["seen", "ok"].removesuffix(" coordinates").partition(" of ")
+    # The first layer's three maps of tokens, 96 x 96 each, whole, and 24 directions of the others.
+    assert 3 * 96 * 96 < int(seen.replace(",", "")) < int(total.replace(",", "")) / 3
+
+
+def test_a_text_model_without_layers_on_sequences_is_refused(tmp_path):
+    (tmp_path / "own_bag.py").write_text(BAG)
+    save_tokenizer(tmp_path / "tokenizer.json")
+    draw = generator()
+    texts = [" ".join(draw.choice(WORDS, 6)) for _ in range(400)]
+    table = pa.table({"text": texts, "label": draw.integers(0, 2, len(texts))})
+    pq.write_table(table, tmp_path / "texts.parquet")
+    values = changed(
+        model={"use": "text-factory", "factory": "own_bag:classifier"},
+        data={
+            "use": "text-table",
+            "folder": str(tmp_path),
+            "tokenizer_file": str(tmp_path / "tokenizer.json"),
+        },
+    )
+    found = lines(values, tmp_path)
+    assert "found no linear layer that sees sequences" in found["seen", "ERROR"]
+
+
+BAG = """
+from types import SimpleNamespace
+from torch import nn
+
+class Bag(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.table, self.last = nn.Embedding(100, 8), nn.Linear(8, 2)
+    def get_input_embeddings(self):
+        return self.table
+    def forward(self, input_ids=None, inputs_embeds=None):
+        x = self.table(input_ids) if inputs_embeds is None else inputs_embeds
+        return SimpleNamespace(logits=self.last(x.mean(dim=1)))
+
+def classifier():
+    return Bag()
+"""
 
 
 OWN = """

@@ -133,9 +133,10 @@ def findings_of(levels: str) -> AuditResult:
     [
         ("-eepn", "1 of 3 defenses leaves victims exposed.", "1 leaves them partly exposed. With"),
         ("eepp", "2 of 4 defenses leave victims exposed.", "2 leave them partly exposed."),
-        ("ee", "All 2 defenses leave victims exposed.", ""),
+        ("eee", "All 3 defenses leave victims exposed.", ""),
+        ("ee", "Both defenses leave victims exposed.", ""),
         ("pn", "1 of 2 defenses leaves victims partly exposed.", "None leaves them exposed."),
-        ("pp", "All 2 defenses leave victims partly exposed.", "None leaves them exposed."),
+        ("pp", "Both defenses leave victims partly exposed.", "None leaves them exposed."),
         ("nn", "None of 2 defenses leaves victims exposed.", "That is what these attacks could do"),
         ("n", "With d0, victims were not recovered.", ""),
         ("-np", "d1 leaves victims partly exposed.", "Even without a defense, victims were not"),

@@ -29,7 +29,7 @@ from lti.inverters import inputs as inputs_module
 from lti.inverters.auxiliary_data import AuxiliaryData, targets
 from lti.inverters.decoder import image_components
 from lti.inverters.encoder import GradientEncoder, encoder_statistics, factor_features
-from lti.inverters.inputs import TrainingInputs
+from lti.inverters.inputs import TrainingInputs, statistics_sample
 from lti.inverters.network import RawGradient
 from lti.inverters.train import train_inverter
 from lti.inverters.trained import TrainedInverter
@@ -311,6 +311,27 @@ def test_the_loss_falls_and_the_best_epoch_is_kept(auxiliary, tmp_path, defense)
         error = (output - data.value[-HELD:].float() / 255).square().mean()
         best = min(record["held_out_loss"] for record in history)
         assert float(error) == pytest.approx(best, rel=1e-4)
+
+
+def test_images_are_corrected_by_a_network_that_begins_as_no_correction(auxiliary, tmp_path):
+    data, networks = auxiliary(), []
+    for channels in (0, 8):
+        settings = preset(channels=channels)
+        torch.manual_seed(0)
+        sample = statistics_sample(settings, data, SAMPLES - HELD)
+        networks.append(settings.network(data.task, settings.statistics(data.task, sample)).eval())
+    rows = observed_rows(data)
+    encoded = networks[0].encoder(rows)
+    plain, corrected = (network.decoder for network in networks)
+    assert torch.equal(corrected(encoded), plain(encoded))
+    trained, history = train(preset(channels=8, epochs=6, learning_rate=1e-2), data, tmp_path)
+    assert history[-1]["train_loss"] < 0.9 * history[0]["train_loss"]
+    decoder = trained.network.decoder
+    found = trained.invert(rows)
+    refiner, decoder.refiner = decoder.refiner, None
+    before = trained.invert(rows)
+    assert 1e-3 < float((found - before).square().mean().sqrt()) < 1
+    torch.testing.assert_close(found[:, 0], refiner(before[:, 0]), rtol=0, atol=1e-5)
 
 
 def test_the_papers_inverter_is_three_linear_layers_on_the_raw_gradient(auxiliary, tmp_path):

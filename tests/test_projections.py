@@ -431,6 +431,54 @@ def test_layer_inputs_keeps_what_lies_along_the_inputs_of_a_layer():
     assert torch.equal(fitted.counts(sample.layout), torch.ones(layout.total))
 
 
+class Reader(nn.Module):
+    """Two linear layers that see tokens, one that sees sequences, and one behind their mean."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = nn.Embedding(20, 12)
+        self.query, self.key = nn.Linear(12, 3), nn.Linear(12, 4)
+        self.mixed, self.last = nn.Linear(7, 3), nn.Linear(3, 2)
+
+    def forward(self, token):
+        x = self.table(token)
+        y = torch.cat([self.query(x), self.key(x)], dim=2).cumsum(dim=1).flip(1)
+        return self.last(self.mixed(y).mean(dim=1))
+
+
+def reader_sample():
+    torch.manual_seed(0)
+    network = Reader().eval()
+    layout = ParameterLayout.of(dict(network.named_parameters()))
+    return FitSample(torch.randint(20, (60, 4)), network, layout, gradients=lambda: None)
+
+
+@pytest.mark.parametrize(
+    ("coordinates", "whole"), [(0, []), (1, ["query"]), (83, ["query"]), (84, ["query", "key"])]
+)
+def test_layer_inputs_keeps_layers_of_tokens_whole_as_far_as_there_is_room(coordinates, whole):
+    sample, settings = reader_sample(), layer_inputs(token_coordinates=coordinates)
+    fitted = settings.fitted(settings.fit(sample))
+    layout = fitted.layout(sample.layout)
+    shape = dict(zip(layout.names, layout.shapes, strict=True))
+    # The table of embeddings is no linear layer, and is left out.
+    assert [name for name in sample.layout.names if name not in shape] == ["table.weight"]
+    for name, outputs in (("query", 3), ("key", 4)):
+        assert shape[f"{name}.weight"] == (outputs, 12 if name in whole else 5)
+    assert shape["mixed.weight"] == (3, 5) and shape["last.weight"] == (2, 3)
+    gradient = torch.randn(2, sample.layout.total)
+    found = layout.split(fitted.project(gradient, layout=sample.layout))
+    given = sample.layout.split(gradient)
+    for name in [f"{name}.weight" for name in whole] + ["key.bias", "last.weight"]:
+        assert torch.equal(found[name].flatten(1), given[name].flatten(1))
+
+
+def test_layer_inputs_keeps_a_table_that_is_named():
+    sample, settings = reader_sample(), layer_inputs(whole=["table.*"])
+    layout = settings.fitted(settings.fit(sample)).layout(sample.layout)
+    assert layout.shapes[layout.names.index("table.weight")] == (20, 12)
+
+
 def test_layer_inputs_names_what_it_cannot_do():
     sample = sequence_sample()
     with pytest.raises(LTIError, match=r"got 5 directions for 6 positions.*Raise `directions`"):
@@ -440,6 +488,8 @@ def test_layer_inputs_names_what_it_cannot_do():
             layer_inputs(**changed).fit(sample)
     with pytest.raises(LTIError, match=r"whole: got 'fc', which matches no parameter"):
         layer_inputs(whole=["fc"]).fit(sample)
+    with pytest.raises(LTIError, match="got token_coordinates for samples that are no tokens"):
+        layer_inputs(token_coordinates=9).fit(sample)
     fitted = layer_inputs().fitted(layer_inputs().fit(sample))
     other = ParameterLayout(("wide.weight",), ((3, 11),))
     with pytest.raises(LTIError, match=r"layer wide.weight of 10 inputs; got \(3, 11\)"):

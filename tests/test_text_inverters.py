@@ -13,6 +13,7 @@ from lti.data.samples import as_input
 from lti.defenses import DEFENSES
 from lti.errors import LTIError
 from lti.fl_models import FL_MODELS, FLTask, attacked
+from lti.fl_models.token_inputs import TokenInputs
 from lti.gradients.layout import ParameterLayout
 from lti.gradients.per_sample import per_sample_gradient_function
 from lti.gradients.store import StoreSettings, write_store
@@ -24,7 +25,6 @@ from lti.inverters.position_parts import PositionParts, part_statistics
 from lti.inverters.span_decoder import SpanDecoder
 from lti.inverters.span_encoder import SpanEncoder, span_places
 from lti.inverters.text_decoder import TokenLayers
-from lti.inverters.token_inputs import TokenInputs
 from lti.inverters.train import train_inverter
 from lti.inverters.trained import TrainedInverter
 from lti.progress import Progress

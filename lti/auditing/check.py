@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 __all__ = ["Line", "check_audit"]
 
 BATCH = 8
+FITTED = 64  # samples that a projection is made from, to see that it can be
 TWICE = ("lti-map", "ig", "tag")  # attacks that differentiate the gradient
 MANY = 0.2  # share of the parameters
 FADED = 1e-12  # squared norm, relative to the largest, of a parameter without a gradient
@@ -73,11 +74,15 @@ def check_audit(values: Mapping[str, Any], *, folder: Path) -> Iterator[Line]:
         return
     yield from _gradient_lines(gradient, layout)
     yield from _matching(plan, model, network, parts["auxiliary"])
-    seen = plan.projections[SEEN]
-    if not seen.is_fitted:
-        yield Line("ok", "seen", f"{seen.layout(layout).total:,} of {layout.total:,} coordinates")
+    try:
+        seen = _seen(plan, network, parts["auxiliary"], layout)
+    except LTIError as error:
+        yield Line("ERROR", "seen", str(error))
+        return
+    if seen is not None:
+        yield Line("ok", "seen", f"{seen:,} of {layout.total:,} coordinates")
     yield from _defenses(plan, model, network, parts["auxiliary"], gradient)
-    yield Line("ok", "cost", stated_cost(plan, seconds, layout))
+    yield Line("ok", "cost", stated_cost(plan, seconds, seen or layout.total))
 
 
 def _data(plan: Plan) -> tuple[dict[str, Samples], FLTask]:
@@ -232,6 +237,26 @@ def _matching(plan: Plan, model: FLModel, network: nn.Module, samples: Samples) 
         )
     else:
         yield Line("ok", "second derivative", f"is there, for {', '.join(asked)}")
+
+
+def _seen(plan: Plan, network: nn.Module, samples: Samples, layout: ParameterLayout) -> int | None:
+    """Return how many coordinates attacks see; None where that takes an auxiliary set's gradients.
+
+    Raises:
+        LTIError: the projection does not suit the network.
+    """
+    import torch
+
+    from lti.data.samples import as_input
+    from lti.projections import FitSample, FittedProjection
+
+    seen = plan.projections[SEEN]
+    if isinstance(seen, FittedProjection):
+        if seen.from_gradients:
+            return None
+        value = as_input(torch.from_numpy(samples.value[:FITTED]))
+        seen = seen.fitted(seen.fit(FitSample(value, network, layout, lambda: torch.empty(0))))
+    return seen.layout(layout).total
 
 
 def _gradient_lines(gradient: torch.Tensor, layout: ParameterLayout) -> Iterator[Line]:

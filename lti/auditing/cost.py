@@ -5,37 +5,31 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING
 
-from lti.auditing.expand import EXPERIMENT, SEEN
+from lti.auditing.expand import EXPERIMENT
 
 if TYPE_CHECKING:
-    from lti.gradients.layout import ParameterLayout
     from lti.plan import Plan
 
 __all__ = ["stated_cost"]
 
 
-def stated_cost(plan: Plan, seconds: float, layout: ParameterLayout) -> str:
+def stated_cost(plan: Plan, seconds: float, coordinates: int) -> str:
     """Return what the gradients of an audit take, in words.
 
     Args:
         plan: of the audit.
         seconds: that one gradient took here.
-        layout: of the gradients.
+        coordinates: that are stored of a gradient.
     """
     experiment = plan.experiment(EXPERIMENT)
     stores = {plan.stored_defense(name, experiment.batch_sizes[0]) for name in experiment.defenses}
     rows = experiment.auxiliary.size
     hours = seconds * rows * len(stores) / 3600
-    size = 2 * rows * min(layout.total, _coordinates(plan, layout)) * len(stores) / 2**30
+    size = 2 * rows * coordinates * len(stores) / 2**30
     return (
         f"{rows:,} gradients for each of {len(stores)} stores: {_duration(3600 * hours)} on "
         f"{os.cpu_count()} cores as measured here, {size:.1f} GiB of disk; attacks come on top"
     )
-
-
-def _coordinates(plan: Plan, layout: ParameterLayout) -> int:
-    seen = plan.projections[SEEN]
-    return layout.total if seen.is_fitted else seen.layout(layout).total
 
 
 def _duration(seconds: float) -> str:

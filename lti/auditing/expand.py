@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from lti.auditing.spec import parse_audit
 from lti.data.dataset import DATASETS
@@ -12,7 +12,9 @@ from lti.inverters import INVERTERS
 
 if TYPE_CHECKING:
     from lti.auditing.spec import AuditSpec
+    from lti.data.dataset import Dataset
     from lti.data.samples import Modality
+    from lti.data.text import TextDataset
 
 __all__ = ["ATTACKS_OF", "EXPERIMENT", "expand_audit"]
 
@@ -42,7 +44,8 @@ def expand_audit(values: Mapping[str, Any]) -> dict[str, Any]:
         LTIError: a key or value of the audit is wrong.
     """
     spec = parse_audit(values["audit"])
-    modality = DATASETS.parse(spec.data, where="audit.data").modality
+    data = DATASETS.parse(spec.data, where="audit.data")
+    modality = data.modality
     attacks = [*(spec.attacks or ATTACKS_OF[modality])]
     own = spec.attacks if isinstance(spec.attacks, dict) else {}
     unknown = [name for name in attacks if name not in ATTACKS_OF[modality]]
@@ -92,7 +95,7 @@ def expand_audit(values: Mapping[str, Any]) -> dict[str, Any]:
         "defenses": defenses,
         "projections": {
             "identity": {"use": "identity"},
-            SEEN: spec.projection or _seen(modality),
+            SEEN: spec.projection or _seen(data),
         },
         "inverters": {"audit": spec.inverter or _inverter(spec, modality)},
         "attacks": {
@@ -117,17 +120,18 @@ def _mirrors(spec: AuditSpec) -> bool:
     return bool(getattr(inverter, "use_mirrored", False))
 
 
-def _seen(modality: Modality) -> dict[str, Any]:
-    if modality == "image":
+def _seen(data: Dataset) -> dict[str, Any]:
+    if data.modality == "image":
         return {"use": "leading", "coordinates": 16384}
-    # The weights of the first layer that sees single tokens, whole.
-    return {"use": "leading", "coordinates": 98304, "without": ["*embeddings*.weight"]}
+    # A direction for each position, and some for what tokens differ in.
+    directions = cast("TextDataset", data).length + 8
+    return {"use": "layer-inputs", "directions": directions, "token_coordinates": 2**18}
 
 
 def _inverter(spec: AuditSpec, modality: Modality) -> dict[str, Any]:
     if modality == "text":
-        epochs = {"quick": 1, "standard": 6, "thorough": 20}[spec.effort]
-        return {"use": "tuned-text", "features": "others", "epochs": epochs}
+        epochs = {"quick": 2, "standard": 12, "thorough": 40}[spec.effort]
+        return {"use": "tuned-text", "features": "others", "certainty": 1, "epochs": epochs}
     common = {"use": "tuned", "use_mirrored": False, "dropout": 0.1, "whitening": 0}
     if spec.batch_size == 1:
         common["divide_by"] = "parameter"

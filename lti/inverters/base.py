@@ -19,11 +19,11 @@ if TYPE_CHECKING:
 
     from lti.checkpoint import Checkpoint
     from lti.compute import Compute
+    from lti.fl_models.token_inputs import TokenInputs
     from lti.gradients.layout import ParameterLayout
     from lti.inverters.auxiliary_data import AuxiliaryData
     from lti.inverters.head import ClassifierHead
     from lti.inverters.network import InverterNetwork
-    from lti.inverters.token_inputs import TokenInputs
     from lti.inverters.trained import TrainedInverter
     from lti.progress import Progress
 

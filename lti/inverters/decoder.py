@@ -10,6 +10,7 @@ from torch import nn
 from torch.nn import functional
 
 from lti.inverters.network import ImageDecoder
+from lti.inverters.refiner import Refiner
 
 __all__ = ["ResidualDecoder", "image_components"]
 
@@ -35,7 +36,8 @@ class ResidualDecoder(ImageDecoder):
 
     A linear layer, one residual block (layer normalisation, linear, GELU) and a linear
     read-out of the images' principal components, applied to each sample of a batch: its
-    inputs are those that the batch shares and its own.
+    inputs are those that the batch shares and its own. A convolutional network may correct
+    the images; it learns along with the rest.
 
     Args:
         shared: inputs that a batch shares.
@@ -46,6 +48,7 @@ class ResidualDecoder(ImageDecoder):
         dropout: share of hidden units dropped in training.
         mean: of the images, ``(d,)``.
         components: principal components of the images, ``(k, d)``.
+        channels: of the correcting network (:class:`lti.inverters.refiner.Refiner`); 0: none.
     """
 
     mean: torch.Tensor
@@ -62,6 +65,7 @@ class ResidualDecoder(ImageDecoder):
         dropout: float,
         mean: torch.Tensor,
         components: torch.Tensor,
+        channels: int = 0,
     ) -> None:
         super().__init__()
         self.split = (shared, batch_size * own)
@@ -82,6 +86,7 @@ class ResidualDecoder(ImageDecoder):
             nn.init.zeros_(layer.bias)
         nn.init.normal_(self.last.weight, std=0.1 / math.sqrt(hidden))
         nn.init.zeros_(self.last.bias)
+        self.refiner = Refiner(self.sample_shape, channels=channels) if channels else None
 
     def forward(self, encoded: torch.Tensor) -> torch.Tensor:
         """Return the images."""
@@ -92,4 +97,9 @@ class ResidualDecoder(ImageDecoder):
         state = functional.gelu(self.norms[0](state))
         state = state + functional.gelu(self.block(self.dropout(self.norms[1](state))))
         coefficients = self.last(self.dropout(self.norms[2](state)))
-        return (self.mean + coefficients @ self.components).unflatten(2, self.sample_shape)
+        image = (self.mean + coefficients @ self.components).unflatten(2, self.sample_shape)
+        if self.refiner is None:
+            return image
+        flat = image.flatten(0, 1).contiguous(memory_format=torch.channels_last)
+        refined: torch.Tensor = self.refiner(flat)
+        return refined.unflatten(0, image.shape[:2])

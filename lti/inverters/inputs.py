@@ -11,12 +11,12 @@ from torch import nn
 
 from lti.compute import Compute, memory_budget
 from lti.data.samples import as_input
+from lti.fl_models.token_inputs import TokenInputs
 from lti.gradients.batches import TrainingRows
 from lti.inverters.auxiliary_data import AuxiliaryData, targets
 from lti.inverters.base import Inverter, NetworkInverter, TrainingSample
 from lti.inverters.head import ClassifierHead
 from lti.inverters.network import Decoder
-from lti.inverters.token_inputs import TokenInputs
 from lti.process_group import ALONE, ProcessGroup
 from lti.seeding import derive_seed, torch_generator
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import pairwise
 
 import torch
@@ -28,7 +29,7 @@ class Refiner(nn.Module):
     reconstructions.
     """
 
-    def __init__(self, shape: tuple[int, int, int], *, channels: int) -> None:
+    def __init__(self, shape: Sequence[int], *, channels: int) -> None:
         super().__init__()
         side, scales = min(shape[1:]), 0
         while side >= 2 * SMALLEST and scales < 3:

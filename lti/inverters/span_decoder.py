@@ -9,9 +9,9 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from lti.fl_models.token_inputs import TokenInputs
 from lti.inverters.ordering import matched_cross_entropy
 from lti.inverters.text_decoder import TokenDecoder
-from lti.inverters.token_inputs import TokenInputs
 
 __all__ = ["SpanDecoder"]
 

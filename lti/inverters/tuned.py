@@ -38,6 +38,12 @@ class TunedInverter(NetworkInverter):
     use_mirrored: bool = Field(True, description="Train on mirrored images too.")
     hidden: int = Field(2048, ge=1, description="Width of the residual network.")
     components: int = Field(768, ge=1, description="Principal components of the images.")
+    channels: int = Field(
+        0,
+        ge=0,
+        multiple_of=8,
+        description="Of a convolutional network that corrects the images; 0: none.",
+    )
     whitening: float = Field(0.5, ge=0, le=1, description="Power of the inputs' whitening.")
     divide_by: Literal["head", "parameter"] = Field(
         "head",
@@ -109,6 +115,7 @@ class TunedInverter(NetworkInverter):
             dropout=self.dropout,
             mean=statistics["decoder.mean"],
             components=statistics["decoder.components"],
+            channels=self.channels,
         )
         return InverterNetwork(encoder, decoder)
 

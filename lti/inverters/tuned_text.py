@@ -28,7 +28,7 @@ class TunedTextInverter(NetworkInverter):
     Where the projection is ``layer-inputs``, the network is given each position's parts too.
 
     Inputs: :mod:`lti.inverters.span_encoder`; outputs: :mod:`lti.inverters.span_decoder`. The
-    projection must keep the weights of the layers that see single tokens (``identity``, or
+    projection must keep the weights of a layer that sees single tokens (``identity``, or
     ``select`` with them). AdamW without weight decay, linear warm-up over 5 % of the steps,
     then a cosine to zero. The loss is the least over all orderings of a batch; labels are not
     used.
@@ -84,7 +84,9 @@ class TunedTextInverter(NetworkInverter):
                 f"inverter {self.name} found no linear layer of the FL model that sees single "
                 f"tokens; expected one behind the embedding. Use inverter paper-text."
             )
-        places = span_places(task.layout, inputs.weights)
+        kept = task.layout.slices
+        seen = [name for name in inputs.weights if name in kept and name not in sample.positions]
+        places = span_places(task.layout, seen or inputs.weights)
 
         def gradients() -> Iterator[torch.Tensor]:
             return (gradient for gradient, _ in sample.blocks())
@@ -92,7 +94,7 @@ class TunedTextInverter(NetworkInverter):
         parts: dict[str, torch.Tensor] = {}
         if sample.positions:
             parts = part_statistics(task.layout, sample.positions, gradients)
-        without = [*sample.positions, *(inputs.weights if self.features == "others" else ())]
+        without = [*sample.positions, *(seen if self.features == "others" else ())]
         others = OtherParameters(task.layout, {task.layout.slices[name].start for name in without})
         features = encoder_statistics(
             others.layout,
@@ -112,10 +114,10 @@ class TunedTextInverter(NetworkInverter):
 
     def network(self, task: Task, statistics: Mapping[str, torch.Tensor]) -> InverterNetwork:
         """Return the network (see :class:`lti.inverters.Inverter`)."""
+        from lti.fl_models.token_inputs import TokenInputs
         from lti.inverters.network import InverterNetwork
         from lti.inverters.span_decoder import SpanDecoder
         from lti.inverters.span_encoder import SpanEncoder
-        from lti.inverters.token_inputs import TokenInputs
 
         assert task.vocabulary is not None  # else there are no statistics
 

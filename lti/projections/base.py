@@ -92,6 +92,9 @@ class FittedProjection(Projection):
 
     is_fitted = True
 
+    from_gradients: ClassVar[bool] = True
+    """Whether gradients are what it is made from; else the samples and the network alone."""
+
     samples: int = Field(2048, ge=2, description="Auxiliary samples that it is made from.")
 
     _tensors: Mapping[str, torch.Tensor] | None = PrivateAttr(None)

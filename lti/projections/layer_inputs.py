@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 __all__ = ["LayerInputs"]
 
 ROWS = 128  # samples at once
-BASIS, POSITION = "basis.", "position."  # of the names of what it is made of
+BASIS, POSITION, WITHOUT = "basis.", "position.", "without."  # of what it is made of, by name
 
 
 @PROJECTIONS.register("layer-inputs", source="this project; docs/inverters.md")
@@ -30,13 +31,24 @@ class LayerInputs(FittedProjection):
     output gradient times its input. ``G Q``, with orthonormal directions Q, is what of it lies
     along them: first the span of the mean inputs of the positions, then the principal
     directions of what the inputs are besides. Orthonormal directions keep noise's variance.
+    Tables of embeddings are left out, unless `whole` names them.
     """
 
+    from_gradients = False
+
     parameters: tuple[str, ...] = Field(
-        min_length=1, description="Names of parameters to keep; `*` and `?` match as in file names."
+        ("*",),
+        min_length=1,
+        description="Names of parameters to keep; `*` and `?` match as in file names.",
     )
     whole: tuple[str, ...] = Field(
         (), description="Of these, names of those to keep coordinate by coordinate."
+    )
+    token_coordinates: int = Field(
+        0,
+        ge=0,
+        description="Keep so many coordinates of the layers that see single tokens, layer by "
+        "layer, at least one whole; 0: none but those that `whole` names.",
     )
     directions: int = Field(
         48, ge=1, description="Of a layer's inputs; layers with no more inputs are kept whole."
@@ -46,7 +58,8 @@ class LayerInputs(FittedProjection):
         """Return each such layer's ``basis.<weight>``, ``(k, d)``, and ``position.<weight>``.
 
         The latter are the mean inputs of the positions along these directions, ``(T, k)``. The
-        layers are those that see sequences, ``(n, T, d)`` with d above ``directions``.
+        layers are those that see sequences, ``(n, T, d)`` with d above ``directions``. Names of
+        what is left out are those of the empty tensors ``without.<weight>``.
 
         Raises:
             LTIError: no such layer, or fewer directions than positions.
@@ -54,11 +67,14 @@ class LayerInputs(FittedProjection):
         import torch
 
         kept = self._kept(sample.layout)
-        whole = set(self._whole(kept))
+        whole = {*self._whole(kept), *self._of_tokens(kept, sample)}
+        tables = {name for name in _tables(sample.network) if name in kept and name not in whole}
         wanted = {
-            name: shape for name, shape in kept.items() if name not in whole and len(shape) == 2
+            name: shape
+            for name, shape in kept.items()
+            if name not in whole | tables and len(shape) == 2
         }
-        result: dict[str, torch.Tensor] = {}
+        result = {WITHOUT + name: torch.zeros(0) for name in sorted(tables)}
         for name, (mean, second) in _moments(sample.network, sample.value, wanted).items():
             length, width = mean.shape
             if width <= self.directions:
@@ -74,7 +90,7 @@ class LayerInputs(FittedProjection):
             basis = torch.linalg.qr(torch.cat([first, vectors[:, : self.directions - length]], 1)).Q
             result[BASIS + name] = basis.T.contiguous()
             result[POSITION + name] = mean @ basis
-        if not result:
+        if not any(name.startswith(BASIS) for name in result):
             raise LTIError(
                 f"projection {self.name} found no linear layer that sees sequences of more than "
                 f"{self.directions} numbers among {', '.join(kept)}. Use projection select."
@@ -98,8 +114,8 @@ class LayerInputs(FittedProjection):
             LTIError: not fitted, or to another FL model's layers.
         """
         kept, tensors = self._kept(layout), self.tensors()
-        result = dict(parts)
-        for name in kept:
+        result = {name: parts[name] for name in kept if WITHOUT + name not in tensors}
+        for name in result:
             if BASIS + name in tensors:
                 weight = parts[name].flatten(1).unflatten(1, kept[name])
                 result[name] = weight @ tensors[BASIS + name].T
@@ -125,6 +141,9 @@ class LayerInputs(FittedProjection):
                     f"inputs; got {kept.get(name, 'none')}. Fit it to this FL model."
                 )
             kept[name] = (kept[name][0], len(basis))
+        for key in self.tensors():
+            if key.startswith(WITHOUT):
+                kept.pop(key.removeprefix(WITHOUT), None)
         return ParameterLayout(tuple(kept), tuple(kept.values()))
 
     def counts(self, layout: ParameterLayout) -> torch.Tensor | None:
@@ -140,10 +159,45 @@ class LayerInputs(FittedProjection):
         names = matching_names(shape, self.parameters, where="layer-inputs.parameters")
         return {name: shape[name] for name in names}
 
+    def _of_tokens(self, kept: Mapping[str, tuple[int, ...]], sample: FitSample) -> list[str]:
+        """Return the layers that see single tokens, as many as are to be kept whole."""
+        if not self.token_coordinates:
+            return []
+        if sample.value.is_floating_point():
+            raise LTIError(
+                f"projection {self.name}: got token_coordinates for samples that are no tokens. "
+                f"Leave it out."
+            )
+        from lti.fl_models.token_inputs import token_layers
+
+        vocabulary, length = int(sample.value.max()) + 1, sample.value.shape[1]
+        found: list[str] = []
+        left = self.token_coordinates
+        for name in token_layers(sample.network, vocabulary, length):
+            if name not in kept:
+                continue
+            size = math.prod(kept[name])
+            if found and size > left:
+                break
+            found.append(name)
+            left -= size
+        return found
+
     def _whole(self, kept: Mapping[str, tuple[int, ...]]) -> list[str]:
         from lti.gradients.layout import matching_names
 
         return matching_names(kept, self.whole, where="layer-inputs.whole")
+
+
+def _tables(network: nn.Module) -> list[str]:
+    """Return the names of the weights of embeddings."""
+    from torch import nn
+
+    return [
+        f"{name}.weight"
+        for name, module in network.named_modules()
+        if isinstance(module, nn.Embedding)
+    ]
 
 
 def _moments(

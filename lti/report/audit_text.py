@@ -155,16 +155,20 @@ def answer(findings: Sequence[DefenseFinding]) -> tuple[str, str]:
         return f"{name} leaves victims {levels[0]}.", without
     rest = f"{partly} {_leave(partly)} them partly exposed." if partly else ""
     if exposed:
-        count = f"All {exposed}" if exposed == len(judged) else f"{exposed} of {len(judged)}"
-        first = f"{count} defenses {_leave(exposed)} victims exposed."
+        first = f"{_count(exposed, len(judged))} defenses {_leave(exposed)} victims exposed."
     elif partly:
-        count = f"All {partly}" if partly == len(judged) else f"{partly} of {len(judged)}"
-        first = f"{count} defenses {_leave(partly)} victims partly exposed."
+        first = f"{_count(partly, len(judged))} defenses {_leave(partly)} victims partly exposed."
         rest = "None leaves them exposed."
     else:
         first = f"None of {len(judged)} defenses leaves victims exposed."
         rest = "That is what these attacks could do, no proof that none can."
     return first, f"{rest} {without}".strip()
+
+
+def _count(some: int, of: int) -> str:
+    if some < of:
+        return f"{some} of {of}"
+    return "Both" if of == 2 else f"All {of}"
 
 
 def _leave(number_of_defenses: int) -> str:

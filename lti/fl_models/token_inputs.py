@@ -16,7 +16,7 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
-__all__ = ["TokenInputs"]
+__all__ = ["TokenInputs", "token_layers"]
 
 ROWS = 256  # sequences at once
 TOLERANCE = 1e-3  # relative to the inputs' root mean square
@@ -82,17 +82,8 @@ class TokenInputs:
             token's and a position's parts do not add up.
         """
         device = next(network.parameters()).device
-        draw = torch.Generator().manual_seed(0)
-        tokens = torch.randint(vocabulary, (2, length), generator=draw)
-        tokens[1, 0] = tokens[0, 0]
-        calls = [
-            call
-            for call in _calls(network, tokens.to(device))
-            if call.entering.ndim == 3
-            and torch.equal(call.entering[0, 0], call.entering[1, 0])
-            and not torch.allclose(call.entering[0, 1:], call.entering[1, 1:])
-        ]
-        calls = [call for call in calls if torch.equal(call.entering, calls[0].entering)]
+        tokens = _two_sequences(vocabulary, length)
+        calls = _token_calls(network, tokens)
         if not calls:
             return None
         names, norm = [call.weight for call in calls], calls[0].norm
@@ -117,6 +108,30 @@ class TokenInputs:
         shift = torch.zeros_like(norm.weight) if norm.bias is None else norm.bias
         factors = (norm.weight.detach().float().cpu(), shift.detach().float().cpu())
         return cls(tuple(names), token, position, (*factors, torch.tensor(norm.eps)))
+
+
+def token_layers(network: nn.Module, vocabulary: int, length: int) -> list[str]:
+    """Return the names of the weights of the linear layers that see single tokens, all the same."""
+    return [call.weight for call in _token_calls(network, _two_sequences(vocabulary, length))]
+
+
+def _two_sequences(vocabulary: int, length: int) -> torch.Tensor:
+    """Return two sequences of random tokens ``(2, length)`` that begin with the same one."""
+    tokens = torch.randint(vocabulary, (2, length), generator=torch.Generator().manual_seed(0))
+    tokens[1, 0] = tokens[0, 0]
+    return tokens
+
+
+def _token_calls(network: nn.Module, tokens: torch.Tensor) -> list[_Call]:
+    """Return the calls of layers that see of two sequences' first token that it is the same."""
+    calls = [
+        call
+        for call in _calls(network, tokens.to(next(network.parameters()).device))
+        if call.entering.ndim == 3
+        and torch.equal(call.entering[0, 0], call.entering[1, 0])
+        and not torch.allclose(call.entering[0, 1:], call.entering[1, 1:])
+    ]
+    return [call for call in calls if torch.equal(call.entering, calls[0].entering)]
 
 
 @torch.no_grad()
