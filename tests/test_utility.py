@@ -124,31 +124,24 @@ def test_what_is_missing_is_refused():
 def files(tmp_path: Path) -> Path:
     """A summary, and a training with its card."""
     write_summary(tmp_path / "summary.csv", summary())
-    pd.DataFrame(
-        {
-            "round": [0, 40],
-            "accuracy": [0.1, 0.6],
-            "low": [0.0, 0.5],
-            "high": [0.2, 0.7],
-            "n": [900, 900],
-        }
-    ).to_csv(tmp_path / "t.csv", index=False)
-    card = {"training": {"batch_size": 8}, "learning_rate": 0.01}
+    evaluation = {"round": 40, "accuracy": 0.6, "low": 0.5, "high": 0.7, "n": 900}
+    card = {"training": {"batch_size": 8}, "learning_rate": 0.01, "evaluation": evaluation}
     write_card(tmp_path / "t.json", card)
     return tmp_path
 
 
-def test_a_training_is_read_by_its_last_evaluation(files):
-    found = read_training(files / "t.csv", files / "t.json")
+def test_a_training_is_read_by_its_card(files):
+    found = read_training(files / "t.json")
     assert found == {
         **{"accuracy": 0.6, "low": 0.5, "high": 0.7, "test_samples": 900},
         **{"rounds": 40, "client_batch": 8, "learning_rate": 0.01},
     }
     write_card(files / "t.json", {})
-    with pytest.raises(LTIError, match=r"t\.csv: cannot be read as a training .*'training'"):
-        read_training(files / "t.csv", files / "t.json")
-    with pytest.raises(LTIError, match="cannot be read as a training"):
-        read_training(files / "none.csv", files / "t.json")
+    with pytest.raises(LTIError, match=r"t\.json: cannot be read as a training.*'evaluation'"):
+        read_training(files / "t.json")
+    (files / "t.json").write_text((files / "t.json").read_text().replace("{", "{ ", 1) + "]")
+    with pytest.raises(LTIError, match=r"t\.json: cannot be read as JSON"):
+        read_training(files / "t.json")
 
 
 def test_the_stage_writes_table_and_chart(files):
@@ -156,7 +149,6 @@ def test_the_stage_writes_table_and_chart(files):
         {
             "fl_model": "lenet",
             "defense": defense,
-            "history": str(files / "t.csv"),
             "card": str(files / "t.json"),
         }
         for defense in ACCURACY

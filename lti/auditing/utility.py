@@ -21,15 +21,14 @@ def utility_of(trainings: Sequence[Mapping[str, Any]]) -> dict[str, Utility]:
     """Return each defense's utility, by its identifier.
 
     Args:
-        trainings: objects with ``defense`` and the files ``history`` and ``card`` of the stage
-            ``train-federated``.
+        trainings: objects with ``defense`` and the ``card`` of the stage ``train-federated``.
 
     Raises:
         LTIError: a file is missing or not of that stage.
     """
     read = {
         entry["defense"]: (
-            read_training(entry["history"], entry["card"]),
+            read_training(entry["card"]),
             read_card(entry["card"]),
         )
         for entry in trainings

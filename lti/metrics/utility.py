@@ -28,20 +28,17 @@ UTILITY_COLUMNS = (
 _CELL = ("dataset", "fl_model", "batch_size", "defense")
 
 
-def read_training(history: Path | str, card: Path | str) -> dict[str, Any]:
-    """Return the last evaluation of a training with what its card says.
+def read_training(card: Path | str) -> dict[str, Any]:
+    """Return the last evaluation of a training and its settings.
 
     Raises:
-        LTIError: a file is missing or not of the stage ``train-federated``.
+        LTIError: the card is missing, damaged or not of the stage ``train-federated``.
     """
-    import pandas as pd
-
     from lti.files import read_card
 
-    remedy = "Delete it and run the same command again."
+    facts = read_card(card)
     try:
-        last = pd.read_csv(history).iloc[-1].to_dict()
-        facts = read_card(card)
+        last = facts["evaluation"]
         return {
             **{key: last[key] for key in ("accuracy", "low", "high")},
             "test_samples": int(last["n"]),
@@ -49,9 +46,10 @@ def read_training(history: Path | str, card: Path | str) -> dict[str, Any]:
             "client_batch": facts["training"]["batch_size"],
             "learning_rate": facts["learning_rate"],
         }
-    except (OSError, ValueError, KeyError, IndexError) as error:
+    except (TypeError, ValueError, KeyError) as error:
         raise LTIError(
-            f"{history}: cannot be read as a training with its card ({error!r}). {remedy}"
+            f"{card}: cannot be read as a training's card ({error!r}). Delete it and run the same "
+            f"command again."
         ) from None
 
 

@@ -27,7 +27,7 @@ def write_audit(
     ],
     trainings: Annotated[
         str,
-        typer.Option(help="JSON list of trainings: objects with `defense`, `history`, `card`."),
+        typer.Option(help="JSON list of trainings: objects with `defense` and `card`."),
     ] = "[]",
     page: Annotated[str, typer.Option(help="JSON: `examples`, `shown` and `seed`.")] = "{}",
     settings: Annotated[str, typer.Option(help="JSON: every setting of the experiment.")] = "{}",

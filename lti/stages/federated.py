@@ -105,6 +105,7 @@ def train_federated(
         card,
         {
             **facts,
+            "evaluation": trained.history[-1],
             "answers": "next tokens" if model.label_is_sample else "classes",
             "interval": "bootstrap over texts" if model.label_is_sample else "Wilson",
             "learning_rate": trained.learning_rate,

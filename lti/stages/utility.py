@@ -18,8 +18,7 @@ def draw_utility(
     trainings: Annotated[
         str,
         typer.Option(
-            help="JSON list of trainings: objects with `fl_model`, `defense` and the files "
-            "`history` and `card`."
+            help="JSON list of trainings: objects with `fl_model`, `defense` and the file `card`."
         ),
     ],
     metric: Annotated[str, typer.Option(help="The metric of leakage.")],
@@ -36,7 +35,7 @@ def draw_utility(
     table = utility_table(
         read_summary(summary),
         {
-            (entry["fl_model"], entry["defense"]): read_training(entry["history"], entry["card"])
+            (entry["fl_model"], entry["defense"]): read_training(entry["card"])
             for entry in parse_json_list(trainings, option="trainings")
         },
         metric=metric,

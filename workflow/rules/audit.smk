@@ -17,8 +17,7 @@ rule write_audit:
         tokenizer=lambda wildcards: tokenizer_of(
             PLAN.experiment(wildcards.experiment).dataset
         ),
-        histories=trainings_of(".csv"),
-        cards=trainings_of(".json"),
+        cards=training_cards,
         code=audit_code,
     output:
         html=report(

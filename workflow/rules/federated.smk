@@ -42,8 +42,7 @@ rule draw_utility:
     input:
         summary=f"{EXPERIMENT}/summary.csv",
         checksum=ancient(f"{EXPERIMENT}/summary.csv.sha256"),
-        histories=trainings_of(".csv"),
-        cards=trainings_of(".json"),
+        cards=training_cards,
         code=lambda wildcards: metric_code(
             "utility", [leakage_metric(PLAN, wildcards.experiment)]
         ),

@@ -105,12 +105,12 @@ def trained(experiment):
     )
 
 
-def trainings_of(suffix):
-    """The federated trainings of an experiment."""
-    return lambda wildcards: [
+def training_cards(wildcards):
+    """The cards of the federated trainings of an experiment."""
+    return [
         fill(
             FEDERATED,
-            suffix,
+            ".json",
             auxiliary=PLAN.auxiliary_of(wildcards.experiment)[0],
             victims=PLAN.victims_of(wildcards.experiment),
             training=training_id(PLAN, wildcards.experiment),
@@ -121,15 +121,8 @@ def trainings_of(suffix):
 
 
 def trainings_option(wildcards, input):
-    pairs = zip(
-        trained(wildcards.experiment), input.histories, input.cards, strict=True
-    )
-    return canonical_json(
-        [
-            {**pair, "history": str(history), "card": str(card)}
-            for pair, history, card in pairs
-        ]
-    )
+    pairs = zip(trained(wildcards.experiment), input.cards, strict=True)
+    return canonical_json([{**pair, "card": str(card)} for pair, card in pairs])
 
 
 def training_settings(wildcards):
