@@ -54,11 +54,13 @@ def import_object(name: str, *, where: str) -> Any:
     except ModuleNotFoundError as error:
         if error.name is None or not f"{module_name}.".startswith(f"{error.name}."):
             raise LTIError(f"{where}: importing {module_name!r} failed: {error}.") from error
-        searched = ", ".join(folder or "." for folder in sys.path[:4])
+        python = (sys.prefix, sys.base_prefix)  # whose folders hold what is installed
+        kept = [folder or "." for folder in sys.path if not folder.startswith(python)]
+        searched = ", ".join(dict.fromkeys([*kept, "what is installed"]))
         raise LTIError(
-            f"{where}: got {name!r}, and there is no module {module_name!r}; searched {searched}, "
-            f"... Put it into the working folder, beside the configuration's file, or into a "
-            f"folder of PYTHONPATH."
+            f"{where}: got {name!r}, and there is no module {module_name!r}; searched {searched}. "
+            f"Put it into the working folder, beside the configuration's file, or into a folder of "
+            f"PYTHONPATH."
         ) from None
     except LTIError:
         raise

@@ -326,6 +326,52 @@ def test_a_sound_audit_has_no_error(tmp_path):
     assert "cosine with the gradient 1.000" in found["defense none", "ok"]
 
 
+def test_a_defense_without_a_likelihood_is_named(tmp_path):
+    (tmp_path / "own_halved.py").write_text(HALVED)
+    defenses = {
+        "silent": {"use": "own_halved:Silent"},
+        "stating": {"use": "own_halved:Stating"},
+        "sign": {"use": "sign"},
+    }
+    found = lines(changed(defenses=defenses), tmp_path)
+    told = {what: "states no likelihood" in text for (what, _), text in found.items()}
+    assert told["defense silent"]
+    assert not any(told[f"defense {name}"] for name in ("none", "sign", "stating"))
+
+
+HALVED = """
+class Silent:
+    def defend(self, gradient):
+        return gradient / 2
+
+class Stating(Silent):
+    def log_likelihood(self, observation, gradient):
+        return -(observation - gradient / 2).square().sum()
+"""
+
+
+@pytest.mark.parametrize(
+    ("text", "line", "first"),
+    [
+        ("audit: {}\nresults: a\naudit: {}\n", 3, 1),
+        ("audit:\n  defenses:\n    a: {use: sign}\n    a: {use: none}\n", 4, 3),
+        ("audit:\n  attacks: [{lti: 1, lti: 2}]\n", 2, 2),
+    ],
+)
+def test_a_key_that_stands_twice_is_refused(tmp_path, text, line, first):
+    path = tmp_path / "audit.yaml"
+    path.write_text(text)
+    with pytest.raises(LTIError, match=rf"audit\.yaml, line {line}: .*line {first} has already"):
+        read_audit(path)
+
+
+def test_keys_may_be_merged_and_replaced(tmp_path):
+    path = tmp_path / "audit.yaml"
+    path.write_text("a: &a {one: 1, two: 2}\nb: &b {<<: *a, two: 3}\naudit: {<<: *b, one: 4}\n")
+    assert read_audit(path)["audit"] == {"one": 4, "two": 3}
+    assert read_audit(path) == yaml.safe_load(path.read_text())
+
+
 def test_what_attacks_see_of_text_is_counted(tmp_path):
     values = changed(model={"use": "transformer3"}, data={"use": "python-docs"})
     found = lines(values, tmp_path)

@@ -850,4 +850,4 @@ def test_the_workflow_runs_on_a_folder_and_notices_a_change(tmp_path):
     assert "ant/020.png (cannot identify image file" in output
     (checkout.folder / "mine").rename(checkout.folder / "moved")
     output = checkout.run(part, fails=True)
-    assert "mine: cannot be read (No such file or directory)" in output
+    assert "mine: cannot be read (No such file or directory; looked for" in output

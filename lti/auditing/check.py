@@ -287,9 +287,12 @@ def _defenses(
 ) -> Iterator[Line]:
     import torch
 
+    from lti.attacks.likelihood import likelihood_of
     from lti.data.samples import as_input
     from lti.gradients.sent import sent_function
     from lti.seeding import torch_generator
+
+    experiment = plan.experiment(EXPERIMENT)
 
     x = as_input(torch.from_numpy(samples.value[:BATCH]))[:, None]
     label = torch.from_numpy(model.labels(samples)[:BATCH])[:, None]
@@ -317,4 +320,8 @@ def _defenses(
         )
         kept = float((defended != 0).float().mean())
         text = f"{kept:.1%} of the entries are not zero, cosine with the gradient {cosine:.3f}"
+        width = torch.ones_like(gradient[0])
+        stated = likelihood_of(defense, batch_size=experiment.batch_sizes[0], width=width)
+        if "lti-map" in experiment.attacks and stated is None:
+            text += "; it states no likelihood, so that lti-map keeps what lti makes"
         yield Line("ok" if kept else "WARNING", f"defense {name}", text)

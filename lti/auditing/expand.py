@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING, Any, cast
 
 from lti.auditing.spec import parse_audit
 from lti.data.dataset import DATASETS
+from lti.defenses import DEFENSES
 from lti.errors import LTIError
+from lti.fl_models import FL_MODELS
 from lti.inverters import INVERTERS
 
 if TYPE_CHECKING:
@@ -45,6 +47,9 @@ def expand_audit(values: Mapping[str, Any]) -> dict[str, Any]:
     """
     spec = parse_audit(values["audit"])
     data = DATASETS.parse(spec.data, where="audit.data")
+    FL_MODELS.parse(spec.model, where="audit.model")
+    for name, settings in spec.defenses.items():
+        DEFENSES.parse(settings, where=f"audit.defenses.{name}")
     modality = data.modality
     attacks = [*(spec.attacks or ATTACKS_OF[modality])]
     own = spec.attacks if isinstance(spec.attacks, dict) else {}
@@ -69,7 +74,7 @@ def expand_audit(values: Mapping[str, Any]) -> dict[str, Any]:
                 "are compared with. Rename it."
             )
         defenses = {"none": {"use": "none"}, **defenses}
-    settings = _image_attacks(spec) if modality == "image" else _text_attacks(spec)
+    attacking = _image_attacks(spec) if modality == "image" else _text_attacks(spec)
     config: dict[str, Any] = {key: values[key] for key in MACHINE if key in values}
     experiment: dict[str, Any] = {
         "title": spec.title,
@@ -99,7 +104,7 @@ def expand_audit(values: Mapping[str, Any]) -> dict[str, Any]:
         },
         "inverters": {"audit": spec.inverter or _inverter(spec, modality)},
         "attacks": {
-            name: {**settings[name], **own.get(name, {})}
+            name: {**attacking[name], **own.get(name, {})}
             for name in ATTACKS_OF[modality]
             if name in attacks
         },

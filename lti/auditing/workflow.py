@@ -36,17 +36,14 @@ def read_audit(path: Path) -> dict[str, Any]:
     """Return the content of an audit's file.
 
     Raises:
-        LTIError: it is missing, no YAML, or has no key ``audit``.
+        LTIError: it is missing, no YAML, has a key twice, or has no key ``audit``.
     """
-    import yaml
+    from lti.yaml_file import read_yaml
 
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise LTIError(
-            f"{path}: cannot be read as YAML ({error}). `lti audit init` writes a file to begin "
-            f"with."
-        ) from None
+        values = read_yaml(path)
+    except LTIError as error:
+        raise LTIError(f"{error} `lti audit init` writes a file to begin with.") from None
     if not isinstance(values, dict) or "audit" not in values:
         keys = ", ".join(map(str, values)) if isinstance(values, dict) else type(values).__name__
         raise LTIError(

@@ -66,8 +66,9 @@ class FolderRows(Rows):
             found = [entry.name for entry in os.scandir(self._folder) if entry.is_dir()]
         except (OSError, ValueError) as error:
             raise LTIError(
-                f"{self._folder}: cannot be read ({getattr(error, 'strerror', error)}). Expected a "
-                f"folder with a subfolder of images for each class. Correct the path."
+                f"{self._folder}: cannot be read ({getattr(error, 'strerror', error)}; looked for "
+                f"in {Path.cwd()}). Expected a folder with a subfolder of images for each class. "
+                f"Correct the path."
             ) from None
         classes = sorted(name for name in found if not name.startswith("."))
         if not classes:

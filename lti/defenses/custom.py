@@ -42,7 +42,12 @@ class CustomDefense(Defense):
         try:
             inspect.signature(type(self).of).bind(**(self.model_extra or {}))
         except TypeError as error:
-            raise described([f"use: {self.name} does not take these settings: {error}"]) from None
+            given = ", ".join(sorted(self.model_extra or {})) or "none"
+            line = (
+                f"use: {self.name} got the settings {given}; its constructor says: {error}. Give "
+                f"what it needs beside `use`, and nothing else."
+            )
+            raise described([line]) from None
         except ValueError:
             pass  # a constructor that does not tell what it takes
         try:

@@ -11,7 +11,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
-from lti.auditing.verdict import LEVELS, judged
+from lti.auditing.verdict import FEWEST, LEVELS, judged
 from lti.errors import LTIError
 from lti.files import atomic_path
 from lti.report import audit_text
@@ -80,6 +80,8 @@ def audit_page(result: AuditResult, *, examples: Examples = "show") -> str:
         shown_facts=list(result.facts.items())[:_SHOWN_FACTS],
         metrics=[(name, *audit_text.metric_label(name)) for name in metrics],
         attacks=list(dict.fromkeys(a.attack for d in result.defenses for a in d.attacks)),
+        few=_few(result),
+        fewest=FEWEST,
         **_utility(result),
     )
 
@@ -118,6 +120,15 @@ def _template() -> Template:
     # Named here, so that both are known as files of this module.
     environment.get_template("audit_page_parts.html.j2")
     return environment.get_template("audit_page.html.j2")
+
+
+def _few(result: AuditResult) -> list[tuple[str, int]]:
+    """Return the attacks that no defense is judged by, and how many victims each attacked."""
+    found: dict[str, int] = {}
+    for finding in result.defenses:
+        counted = judged(finding.attacks)
+        found |= {a.attack: a.recovered.n for a in finding.attacks if a not in counted}
+    return list(found.items())
 
 
 def _metrics(result: AuditResult) -> Sequence[str]:

@@ -24,6 +24,7 @@ from lti.curve_plan import curve_note, curve_of
 from lti.plan import Plan
 from lti.projections import PROJECTIONS
 from lti.utility_plan import leakage_metric, training_id, trainings
+from lti.yaml_file import read_yaml
 from snakemake.exceptions import WorkflowError
 
 # A scheduler's warning is for the stages, which handle it; it reaches Snakemake in a job as well.
@@ -34,6 +35,9 @@ if threading.current_thread() is threading.main_thread():
 search_modules([".", *(Path(file).parent for file in workflow.configfiles)])
 
 try:
+    for file in workflow.configfiles:
+        # It refuses what Snakemake lets pass: a key that stands twice.
+        read_yaml(file)
     PLAN = Plan(parse_config(expand_audit(config) if "audit" in config else config))
     check_available(PLAN.config.metrics.require, f"{PLAN.config.results}/backbones")
 except LTIError as error:
