@@ -135,7 +135,7 @@ def _seen(data: Dataset) -> dict[str, Any]:
 
 def _inverter(spec: AuditSpec, modality: Modality) -> dict[str, Any]:
     if modality == "text":
-        epochs = {"quick": 2, "standard": 12, "thorough": 40}[spec.effort]
+        epochs = {"quick": 2, "standard": 10, "thorough": 40}[spec.effort]
         return {"use": "tuned-text", "features": "others", "certainty": 1, "epochs": epochs}
     common = {"use": "tuned", "use_mirrored": False, "dropout": 0.1, "whitening": 0}
     if spec.batch_size == 1:
