@@ -654,10 +654,17 @@ def test_examples_are_sound_audits(folder, monkeypatch):
     assert len(list(plan.cells("audit"))) >= 6
 
 
-def test_the_tutorial_shows_the_files_of_its_example():
+def test_the_tutorial_shows_the_files_of_its_examples():
     page = (REPOSITORY / "docs/audit-tutorial.md").read_text()
-    for name in ("my_defense.py", "audit.yaml"):
-        assert (EXAMPLES / "own_defense" / name).read_text().strip() in page
+    for name in (
+        *("own_defense/my_defense.py", "own_defense/audit.yaml"),
+        *("image_folder/clients.py", "text_classifier_cola/clients.py"),
+    ):
+        assert (EXAMPLES / name).read_text().strip() in page
+    # Of the others' files, a part.
+    for name in ("image_folder", "text_classifier_cola"):
+        part = (EXAMPLES / name / "audit.yaml").read_text().partition("  model:\n")[2]
+        assert "  model:\n" + part.partition("  defenses:\n")[0] in page
 
 
 # From Python
