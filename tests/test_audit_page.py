@@ -621,7 +621,10 @@ def browser() -> Iterator[Any]:
     if CHROMIUM is None:
         pytest.skip("no chromium here; Debian's package of that name has it")
     with api.sync_playwright() as playwright:
-        chromium = playwright.chromium.launch(executable_path=CHROMIUM)
+        # Shared memory may be as small as a container gives it.
+        chromium = playwright.chromium.launch(
+            executable_path=CHROMIUM, args=["--disable-dev-shm-usage"]
+        )
         yield chromium
         chromium.close()
 
@@ -665,7 +668,8 @@ def test_in_print_everything_is_open_and_light(browser: Any, tmp_path: Path) -> 
     visible = "document.querySelector('pre').checkVisibility({contentVisibilityAuto: true})"
     assert not page.evaluate(visible)
     page.emulate_media(media="print")
-    assert page.evaluate(visible) and page.evaluate(height) > 50
+    page.wait_for_function(visible)  # once the page is laid out for paper
+    assert page.evaluate(height) > 50
     assert page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
     assert not page.evaluate("document.querySelector('nav').checkVisibility()")
     assert page.pdf(format="A4").startswith(b"%PDF")

@@ -134,6 +134,9 @@ def test_two_processes_have_the_loss_curve_of_one(files, tmp_path, inverter, opt
     assert one["train_loss"].iloc[-1] < one["train_loss"].iloc[0]
     first, second = (read_tensors(tmp_path / f"{count}.safetensors")[0] for count in (1, 2))
     for key, value in first.items():
+        if key == "decoder.components":
+            # Which of the two directions a component has depends on the number of threads.
+            second[key] *= (second[key] * value).sum(dim=1, keepdim=True).sign()
         torch.testing.assert_close(second[key], value, rtol=0, atol=20 * tolerance, msg=key)
 
 
