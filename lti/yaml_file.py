@@ -12,6 +12,9 @@ from lti.errors import LTIError
 
 __all__ = ["read_yaml"]
 
+# Of libyaml where it is there: several times as fast, and every start of the workflow waits for it.
+_Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+
 
 def read_yaml(path: Path | str) -> Any:
     """Read a YAML file of plain values.
@@ -23,7 +26,7 @@ def read_yaml(path: Path | str) -> Any:
         LTIError: the file cannot be read, is no YAML, or has a key twice in one place.
     """
     try:
-        loader = yaml.SafeLoader(Path(path).read_text(encoding="utf-8"))
+        loader = _Loader(Path(path).read_text(encoding="utf-8"))
         try:
             node = loader.get_single_node()
             if node is None:
