@@ -15,7 +15,7 @@ RESULTS = Path(__file__).parents[1] / "docs" / "results"
 LEAST_PSNR = {
     ("lenet", 1): (21.0, 18.2, 15.6, 18.3),
     ("lenet", 4): (17.0, 16.5, 14.4, 15.0),
-    ("resnet20", 1): (19.0, 19.0, 17.4, 17.4),
+    ("resnet20", 1): (19.0, 19.0, 17.4, 17.7),
     ("resnet20", 4): (12.6, 12.4, 12.5, 12.6),
 }
 DEFENSES = ("none", "sign", "prune", "gauss")
