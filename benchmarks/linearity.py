@@ -11,14 +11,10 @@ softened, ``relu(a) = E max(0, a + w rms(a) n)`` with n standard normal, for wid
 from __future__ import annotations
 
 import argparse
-import math
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch.func import jvp, vjp
-from torch.nn import functional
-from torch.overrides import TorchFunctionMode
 from torchvision.transforms.functional import gaussian_blur  # type: ignore[import-untyped]
 
 from lti.compute import acquire
@@ -26,27 +22,11 @@ from lti.data.dataset import DATASETS
 from lti.data.samples import as_input
 from lti.data.selection import select
 from lti.fl_models import FL_MODELS, FLTask
+from lti.fl_models.soft_rectifiers import SoftRectifiers
 from lti.gradients.per_sample import GradientFunction, per_sample_gradient_function
 
 WIDTHS = (0.0, 0.01, 0.03, 0.1, 0.3)
 BLOCK = 16
-RECTIFIERS = (functional.relu, torch.relu, torch.Tensor.relu)
-
-
-class SoftRectifiers(TorchFunctionMode):
-    """Inside of it rectifiers are softened by a share of their inputs' root mean square."""
-
-    def __init__(self, width: float) -> None:
-        super().__init__()
-        self.width = width
-
-    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None):  # type: ignore[no-untyped-def]
-        if function not in RECTIFIERS or not self.width:
-            return function(*args, **(kwargs or {}))
-        scale = self.width * args[0].detach().square().mean().sqrt()
-        z = args[0] / scale
-        density = torch.exp(-0.5 * z.square()) / math.sqrt(2 * math.pi)
-        return scale * (z * torch.special.ndtr(z) + density)
 
 
 def main() -> None:

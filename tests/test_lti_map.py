@@ -13,6 +13,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import fft, special
+from torch.nn import functional
 
 from lti.attacks import ATTACKS, Observations, Reconstruction
 from lti.attacks.calibrate import HeldOut, calibrate, psnr
@@ -37,7 +38,7 @@ from lti.defenses import DEFENSES
 from lti.defenses.base import Defense
 from lti.errors import LTIError
 from lti.files import write_tensors
-from lti.fl_models import attacked, network_digest
+from lti.fl_models import FL_MODELS, FLTask, attacked, network_digest
 from lti.gradients.layout import ParameterLayout
 from lti.progress import Progress
 from lti.projections import PROJECTIONS
@@ -156,12 +157,15 @@ def test_a_narrow_likelihood_predicts_what_pruning_sends(lenet, images):
 
 
 def test_noise_of_a_mean_is_that_of_the_samples_over_the_root_of_their_number():
-    width = torch.ones(4)
+    width = torch.tensor([0.0, 0.3])  # of samples nearby, beside the noise
     for at, expected in (("sample", 0.1), ("batch", 0.2)):
         defense = DEFENSES["gauss"](sigma=0.2, defense_at=at)
-        assert float(likelihood_of(defense, batch_size=4, width=width).std) == pytest.approx(
-            expected
-        )
+        std = likelihood_of(defense, batch_size=4, width=width).std
+        torch.testing.assert_close(std, torch.tensor([expected, math.hypot(expected, 0.3)]))
+    for at, expected in (("sample", 0.1), ("batch", 0.4)):  # on a sum of four
+        defense = DEFENSES["dp-sgd"](norm=0.2, noise_multiplier=2.0, defense_at=at)
+        std = likelihood_of(defense, batch_size=4, width=width).std
+        torch.testing.assert_close(std, torch.tensor([expected, math.hypot(expected, 0.3)]))
 
 
 # Priors.
@@ -463,6 +467,72 @@ def test_what_was_tried_is_not_tried_again(lenet, tmp_path, monkeypatch):
     assert count == 4 + len(whole.tried) - 3
 
 
+@pytest.fixture(scope="module")
+def resnet20():
+    model = FL_MODELS["resnet20"]()
+    return model, model.build(FLTask(classes=10)).requires_grad_(False)
+
+
+@pytest.mark.parametrize("defense", [{"use": "gauss"}, {"use": "sign", "defense_at": "sample"}])
+def test_a_softened_jacobian_goes_with_the_exact_value(resnet20, defense):
+    """It is that of the network with its rectifiers replaced, which this does by hand."""
+    client = Client(*resnet20, DEFENSES.parse(defense), 2)
+    sample = photographs(4).unflatten(0, (2, 2))
+    label = torch.tensor([[0, 1], [2, 3]])
+    size = sum(value.numel() for value in attacked(*resnet20).values())
+    likelihood = likelihood_of(client.defense, batch_size=2, width=torch.ones(size))
+    assert client.has_rectifiers(sample, label)
+
+    def pulled(softening: float) -> tuple[torch.Tensor, torch.Tensor]:
+        x = sample.clone().requires_grad_()
+        predicted = client.predict(likelihood, x, label, softening=softening)
+        along = draw(*predicted.shape, seed=2).float()
+        return predicted.detach(), torch.autograd.grad(predicted, x, along)[0]
+
+    exact, hard = pulled(0.0)
+    value, soft = pulled(0.1)
+    torch.testing.assert_close(value, exact)
+    relu, functional.relu = functional.relu, by_hand
+    try:
+        _, expected = pulled(0.0)
+    finally:
+        functional.relu = relu
+    torch.testing.assert_close(soft, expected, rtol=1e-3, atol=1e-4 * float(expected.abs().max()))
+    assert float((soft - hard).norm() / hard.norm()) > 0.5
+
+
+def by_hand(value: torch.Tensor, inplace: bool = False) -> torch.Tensor:
+    """Soften by a tenth of the root mean square, with the error function."""
+    scale = 0.1 * (value.detach() ** 2).mean() ** 0.5
+    normal = torch.distributions.Normal(0.0, 1.0, validate_args=False)
+    z = value / scale
+    return value * (1 + torch.erf(z / 2**0.5)) / 2 + scale * normal.log_prob(z).exp()
+
+
+def test_without_rectifiers_nothing_is_softened(lenet):
+    case = Case(lenet, DEFENSES["gauss"](sigma=0.02))
+    assert not case.client.has_rectifiers(case.sample, case.label)
+    assert {record["softening"] for record in case.calibrated().tried} == {0.0}
+
+
+def test_the_softening_of_rectifiers_is_chosen(resnet20):
+    case = Case(resnet20, DEFENSES["gauss"](sigma=0.02))
+    chosen = case.calibrated(iterations=2, inner=6)
+    *compared, _ = chosen.tried
+    tried = {record["softening"] for record in compared}
+    assert 0.01 in tried and len(tried) > 1
+    best = max(record["psnr_after"] for record in compared)
+    (taken,) = (
+        record["psnr_after"]
+        for record in compared
+        if all(
+            record[key] == getattr(chosen.refinement, key)
+            for key in ("width", "weight", "softening")
+        )
+    )
+    assert taken > best - 0.021
+
+
 def test_all_priors_are_tried_and_the_best_is_taken(lenet):
     priors = ["flat", "identity", "images", "errors"]
     chosen = Case(lenet, DEFENSES["none"]()).calibrated(priors=priors)
@@ -592,7 +662,8 @@ def test_a_refinement_is_read_as_it_was_written(lenet, tmp_path):
     again, facts = Refinement.load(tmp_path / "prior.safetensors")
     assert facts["helps"] is True
     assert again.digest == refinement.digest
-    for change in ({"width": 9.0}, {"weight": 9.0}, {"farthest": 1.0}, {"mean": again.mean + 1}):
+    changes = [{key: 9.0} for key in ("width", "weight", "softening", "farthest")]
+    for change in (*changes, {"mean": again.mean + 1}):
         assert replace(again, **change).digest != refinement.digest
     (tmp_path / "other.safetensors").write_bytes(b"no tensors")
     with pytest.raises(LTIError, match=r"other\.safetensors"):

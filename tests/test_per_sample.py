@@ -18,7 +18,9 @@ from lti.defenses import DEFENSES
 from lti.errors import LTIError
 from lti.files import canonical_json, read_json, write_tensors
 from lti.fl_models import FL_MODELS, FLTask, attacked, load_fl_model, save_fl_model
+from lti.fl_models.soft_rectifiers import SoftRectifiers
 from lti.gradients import per_sample
+from lti.gradients.joining import join
 from lti.gradients.layout import LinearBlock, ParameterLayout
 from lti.gradients.per_sample import block_rows, even_blocks, per_sample_gradient_function
 from lti.gradients.store import GradientStore
@@ -346,3 +348,51 @@ def test_what_is_observed_is_defended_and_averaged_batch_by_batch(
             defended = [defense.defend(part, generator=generator) for part in parts]
             expected = torch.cat(defended).mean(dim=0)
         torch.testing.assert_close(row, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_joined_parts_have_the_derivatives_of_a_concatenation():
+    generator = torch_generator(0, "parts")
+    parts = [
+        torch.randn(3, size, generator=generator, dtype=torch.float64).requires_grad_()
+        for size in (2, 1, 4)
+    ]
+    tangents = tuple(torch.randn_like(part) for part in parts)
+
+    def joined(*given: torch.Tensor) -> torch.Tensor:
+        return join(list(given))
+
+    assert torch.equal(joined(*parts), torch.cat(parts, dim=1))
+    assert torch.autograd.gradcheck(joined, parts)
+    assert torch.autograd.gradgradcheck(lambda *given: joined(*given) ** 3, parts)
+    _, along = torch.func.jvp(joined, tuple(parts), tangents)
+    assert torch.equal(along, torch.cat(tangents, dim=1))
+    rows = torch.func.vmap(lambda *given: joined(*(one[None] for one in given))[0])(*parts)
+    assert torch.equal(rows, torch.cat(parts, dim=1))
+
+
+@pytest.mark.parametrize("rectify", [functional.relu, torch.relu, torch.Tensor.relu, nn.ReLU()])
+def test_a_softened_rectifier_is_an_expectation(rectify):
+    value = torch.linspace(-2, 2, 41, dtype=torch.float64).requires_grad_()
+    with SoftRectifiers(0.3) as mode:
+        soft = rectify(value)
+    assert mode.met
+    scale = 0.3 * float(value.detach().square().mean().sqrt())
+    normal, step = torch.linspace(-8, 8, 100_001, dtype=torch.float64), 16e-5
+    density = torch.exp(-normal.square() / 2) / (2 * torch.pi) ** 0.5
+    moved = value.detach()[:, None] + scale * normal
+    torch.testing.assert_close(soft, (moved.clamp_min(0) * density).sum(dim=1) * step)
+    (slope,) = torch.autograd.grad(soft.sum(), value)
+    torch.testing.assert_close(slope, ((moved > 0) * density).sum(dim=1) * step, atol=1e-4, rtol=0)
+
+
+def test_a_softening_of_nothing_changes_nothing():
+    value = torch.linspace(-1, 1, 5)
+    with SoftRectifiers(0.0) as mode:
+        assert not mode.met
+        sigmoid = torch.sigmoid(value)
+        assert not mode.met
+        assert torch.equal(functional.relu(value), value.clamp_min(0))
+    assert mode.met
+    assert torch.equal(sigmoid, torch.sigmoid(value))
+    with SoftRectifiers(0.1):
+        torch.testing.assert_close(functional.relu(torch.zeros(3)), torch.zeros(3))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from itertools import product
 from typing import TYPE_CHECKING, Any, Self
 
 import torch
@@ -17,7 +18,6 @@ from lti.inverters.ordering import best_order, squared_distance
 from lti.seeding import torch_generator
 
 if TYPE_CHECKING:
-    from lti.attacks.likelihood import Likelihood
     from lti.attacks.lti_map import MaximumAPosteriori, PriorKind
     from lti.checkpoint import Checkpoint
     from lti.progress import Progress
@@ -29,7 +29,13 @@ WORTH = 0.02  # dB by which other settings must be better
 FLAT = 1e4  # times the errors' variance: next to no prior
 BEYOND = 1.5  # times the farthest held-out result: a victim's beyond that is refused
 
-TRIED = ("prior", "width", "weight", "psnr_before", "psnr_after", "better", "farthest", "converged")
+SOFTENINGS = (0.003, 0.01, 0.03)
+"""Widths by which rectifiers may be softened, besides not at all."""
+
+TRIED = (
+    *("prior", "width", "weight", "softening"),
+    *("psnr_before", "psnr_after", "better", "farthest", "converged"),
+)
 """Columns of what was tried: PSNR in dB, shares of samples and batches in [0, 1]."""
 
 
@@ -89,7 +95,7 @@ class Attempt:
         """Return the attempt with this outcome."""
         before = psnr(held_out.start, held_out.sample)
         values = (
-            *(refinement.prior, refinement.width, refinement.weight),
+            *(refinement.prior, refinement.width, refinement.weight, refinement.softening),
             *(float(before.mean()), float(after.mean()), float((after > before).float().mean())),
             *(float(farthest), float(converged)),
         )
@@ -126,10 +132,10 @@ def calibrate(
     checkpoint: Checkpoint,
     progress: Progress,
 ) -> Calibration:
-    """Choose prior, width and weight by the mean PSNR.
+    """Choose prior, width, weight and softening of rectifiers by the mean PSNR.
 
-    With each prior, width and weight begin in the middle of what the likelihood offers and move to
-    neighbours as long as that helps. The best is then confirmed on batches that were not looked at.
+    With each prior, the others begin in the middle of what is offered and move to neighbours as
+    long as that helps. The best is then confirmed on batches that were not looked at.
 
     Args:
         attack: what refines.
@@ -168,12 +174,16 @@ def calibrate(
         result = Attempt.of(refinement, on, after.to(on.start.device), farthest, converged)
         tried.append(record := result.record)
         progress.say(
-            f"{refinement.prior}, width {refinement.width:g}, weight {refinement.weight:g}: "
+            f"{refinement.prior}, width {refinement.width:g}, weight {refinement.weight:g}, "
+            f"softening {refinement.softening:g}: "
             f"{record['psnr_before']:.2f} -> {record['psnr_after']:.2f} dB"
         )
         return result
 
-    best = max((_climb(attempt, likelihood, prior) for prior in made), key=Attempt.score)
+    first = compared.part(0, 1)
+    softenings = (0.0, *SOFTENINGS) if client.has_rectifiers(first.sample, first.label) else (0.0,)
+    offered = (likelihood.widths, likelihood.weights, softenings)
+    best = max((_climb(attempt, offered, prior) for prior in made), key=Attempt.score)
     chosen = replace(best.refinement, farthest=BEYOND * best.record["farthest"])
     confirmed = attempt(chosen, confirming)
     gain = (confirmed.after - confirmed.before).mean(dim=1)  # samples of a batch go together
@@ -219,24 +229,30 @@ def _outcome(
 
 
 def _climb(
-    attempt: Callable[[Refinement], Attempt], likelihood: Likelihood, prior: Refinement
+    attempt: Callable[[Refinement], Attempt],
+    offered: tuple[tuple[float, ...], ...],
+    prior: Refinement,
 ) -> Attempt:
-    """Return the best attempt that neighbours in width and weight lead to."""
-    widths, weights = likelihood.widths, likelihood.weights
-    place = (len(widths) // 2, len(weights) // 2)
-    best = attempt(replace(prior, width=widths[place[0]], weight=weights[place[1]]))
+    """Return the best attempt that neighbours in width, weight and softening lead to."""
+
+    def at(place: tuple[int, ...]) -> Attempt:
+        width, weight, softening = (choice[i] for choice, i in zip(offered, place, strict=True))
+        return attempt(replace(prior, width=width, weight=weight, softening=softening))
+
+    place = tuple(len(choice) // 2 for choice in offered)
+    best = at(place)
     known = {place}
     moved = True
     while moved:
         moved = False
-        for step in ((-1, 0), (1, 0), (0, -1), (0, 1)):
-            i, j = place[0] + step[0], place[1] + step[1]
-            if (i, j) in known or not (0 <= i < len(widths) and 0 <= j < len(weights)):
+        for axis, step in product(range(len(offered)), (-1, 1)):
+            near = (*place[:axis], place[axis] + step, *place[axis + 1 :])
+            if near in known or not 0 <= near[axis] < len(offered[axis]):
                 continue
-            known.add((i, j))
-            now = attempt(replace(prior, width=widths[i], weight=weights[j]))
+            known.add(near)
+            now = at(near)
             if now.score() > best.score() + WORTH:
-                best, place, moved = now, (i, j), True
+                best, place, moved = now, near, True
                 break
     return best
 

@@ -76,7 +76,7 @@ class Likelihood(ABC):
 class Gaussian(Likelihood):
     """The prediction with independent noise of standard deviation ``std``, ``(p,)`` or a scalar."""
 
-    widths: ClassVar[tuple[float, ...]] = (1.0,)
+    widths: ClassVar[tuple[float, ...]] = (1.0, 0.0)
     weights: ClassVar[tuple[float, ...]] = (1.0, 0.5, 0.2, 0.1, 0.03)
 
     std: torch.Tensor
@@ -252,7 +252,8 @@ def likelihood_of(defense: Defense, *, batch_size: int, width: torch.Tensor) -> 
     Args:
         defense: what the client did.
         batch_size: samples of its batch.
-        width: ``(p,)``, how far a coordinate may be off where the defense itself is exact.
+        width: ``(p,)``, how far the gradient of a sample nearby may be off, beside what the defense
+            adds.
     """
     own = defense.likelihood(batch_size=batch_size, width=width)
     averages = defense.averages(batch_size)
@@ -264,7 +265,7 @@ def likelihood_of(defense: Defense, *, batch_size: int, width: torch.Tensor) -> 
         return Exact(width)
     if defense.name == "gauss":
         samples = batch_size if averages else 1
-        return Gaussian(torch.as_tensor(settings.sigma / samples**0.5).to(width))
+        return Gaussian((width.square() + settings.sigma**2 / samples).sqrt())
     if defense.name == "sign":
         return MeanOfSigns(width, batch_size) if averages else Signs(width)
     if defense.name == "prune":
@@ -288,4 +289,4 @@ def _of_clipped(defense: Any, width: torch.Tensor, *, samples: int) -> Likelihoo
         exact = of.Clipped if samples > 1 else of.ClippedMean
         return exact(width, defense.norm)
     noisy = of.NoisyClipped if samples > 1 else of.NoisyClippedMean
-    return noisy(torch.as_tensor(defense.deviation(samples)).to(width), defense.norm)
+    return noisy((width.square() + defense.deviation(samples) ** 2).sqrt(), defense.norm)

@@ -17,6 +17,7 @@ from lti.attacks.prior import Covariance
 from lti.errors import LTIError
 from lti.files import digest_arrays, digest_json, read_tensors, write_tensors
 from lti.fl_models import attacked
+from lti.fl_models.soft_rectifiers import SoftRectifiers
 from lti.gradients.per_sample import group_gradient_function
 
 if TYPE_CHECKING:
@@ -64,14 +65,41 @@ class Client:
         mean = defended.unflatten(0, gradient.shape[:2]).mean(dim=1)
         return self.defense.randomise_mean(mean, generator=generator, averaged=self.batch_size)
 
+    def has_rectifiers(self, sample: torch.Tensor, label: torch.Tensor) -> bool:
+        """Say whether samples ``(n, B, ...)`` pass rectifiers that can be softened."""
+        with SoftRectifiers(0.0) as mode, torch.no_grad():
+            self.gradients(sample, label)
+        return mode.met
+
     def predict(
+        self,
+        likelihood: Likelihood,
+        sample: torch.Tensor,
+        label: torch.Tensor,
+        *,
+        softening: float = 0.0,
+    ) -> torch.Tensor:
+        """Return what would be received but for noise, ``(n, p)`` or as the likelihood has it.
+
+        Where derivatives are asked for and ``softening`` is above 0, they are those of the gradient
+        of a network whose rectifiers are softened by so much
+        (:class:`lti.fl_models.soft_rectifiers.SoftRectifiers`); the value is the exact one.
+        """
+        if not softening or not torch.is_grad_enabled():
+            return likelihood.predict(self._given(likelihood, sample, label))
+        with torch.no_grad():
+            exact = self._given(likelihood, sample, label)
+        with SoftRectifiers(softening):
+            soft = self._given(likelihood, sample, label)
+        return likelihood.predict(soft + (exact - soft).detach())
+
+    def _given(
         self, likelihood: Likelihood, sample: torch.Tensor, label: torch.Tensor
     ) -> torch.Tensor:
-        """Return what would be received but for noise, ``(n, p)``, differentiably."""
+        """Return the gradients that a likelihood looks at."""
         if not likelihood.of_mean:
-            return likelihood.predict(self.gradients(sample, label))
-        function = group_gradient_function(self.model, self.network)
-        return likelihood.predict(function(sample, label)[:, None])
+            return self.gradients(sample, label)
+        return group_gradient_function(self.model, self.network)(sample, label)[:, None]
 
 
 @dataclass(frozen=True)
@@ -89,6 +117,8 @@ class Refinement:
     """Of the likelihood, in units of ``off``."""
     weight: float
     """Of the log-likelihood."""
+    softening: float = 0.0
+    """Of rectifiers, where the Jacobian is taken; see :meth:`Client.predict`."""
     farthest: float = float("inf")
     """Length of the coordinates beyond which a result is refused."""
 
@@ -112,6 +142,7 @@ class Refinement:
             "prior": self.prior,
             "width": self.width,
             "weight": self.weight,
+            "softening": self.softening,
             "farthest": self.farthest,
         }
 
@@ -170,7 +201,7 @@ class Refinement:
         likelihood = self.likelihood(client)
 
         def predict(sample: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
-            return client.predict(likelihood, sample, label)
+            return client.predict(likelihood, sample, label, softening=self.softening)
 
         if not ordered:
 
@@ -210,8 +241,8 @@ class Refinement:
         try:
             part = {name: tensor.to(device) for name, tensor in tensors.items()}
             covariance = Covariance(part["rotation"], part["std"], part["low_rank"])
-            numbers = (facts["width"], facts["weight"], facts["farthest"])
-            return cls(facts["prior"], covariance, part["mean"], part["off"], *numbers), facts
+            numbers = {key: facts[key] for key in ("width", "weight", "softening", "farthest")}
+            return cls(facts["prior"], covariance, part["mean"], part["off"], **numbers), facts
         except KeyError as error:
             raise LTIError(
                 f"{path}: not a prior of this version ({error} is missing). Delete it and run the "

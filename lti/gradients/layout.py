@@ -74,9 +74,9 @@ class ParameterLayout:
 
     def join(self, parts: Mapping[str, torch.Tensor]) -> torch.Tensor:
         """Invert :meth:`split`: flatten gradients ``(b, *shape)``, by name, to ``(b, total)``."""
-        import torch
+        from lti.gradients.joining import join
 
-        return torch.cat([parts[name].flatten(1) for name in self.names], dim=1)
+        return join([parts[name].flatten(1) for name in self.names])
 
     def linear_blocks(self) -> list[LinearBlock]:
         """Return the linear layers that have a bias (a 2-d ``x.weight`` beside ``x.bias``)."""
