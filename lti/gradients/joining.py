@@ -14,7 +14,7 @@ class _Join(Function):
     """``torch.cat(parts, dim=1)``.
 
     The derivative of ``torch.cat`` cuts a row part by part, and the derivative of each cut is a
-    whole row of zeros around it: for a network of sixty parameters these were four fifths of a
+    whole row of zeros around it: with ResNet20's sixty parameters more than half of the time of a
     Jacobian's product with a vector. Here all parts are cut at once, which a single ``torch.cat``
     undoes. The numbers are the same.
     """
