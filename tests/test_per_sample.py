@@ -370,7 +370,10 @@ def test_joined_parts_have_the_derivatives_of_a_concatenation():
     assert torch.equal(rows, torch.cat(parts, dim=1))
 
 
-@pytest.mark.parametrize("rectify", [functional.relu, torch.relu, torch.Tensor.relu, nn.ReLU()])
+@pytest.mark.parametrize(
+    "rectify",
+    [functional.relu, torch.relu, torch.Tensor.relu, torch.ops.aten.relu.default, nn.ReLU()],
+)
 def test_a_softened_rectifier_is_an_expectation(rectify):
     value = torch.linspace(-2, 2, 41, dtype=torch.float64).requires_grad_()
     with SoftRectifiers(0.3) as mode:
